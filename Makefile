@@ -1,0 +1,55 @@
+# crossedge: `make demo` shows it, `make test` tests it; each sets up what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PYTHONSAFEPATH := 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+DEMO_TOOLS := nft:nftables ip:iproute2 ping:iputils-ping
+TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump
+
+.PHONY: help
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(STAMP): requirements/dev.lock setup.cfg pyproject.toml .ci/venv
+	@bash .ci/venv $(VENV)
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv from the locked, hashed requirements
+
+.PHONY: demo
+demo: $(STAMP) ## Join six nodes behind five NATs and let every pod ping every pod
+	@bash .ci/tools required $(DEMO_TOOLS)
+	@$(BIN)/crossedge lab demo --output build
+
+.PHONY: test
+test: $(STAMP) ## Run the tests (under 10 minutes)
+	@bash .ci/tools required $(DEMO_TOOLS)
+	@bash .ci/tools optional $(TEST_TOOLS)
+	@$(BIN)/pytest -m 'not slow' $(ARGS)
+
+.PHONY: interop
+interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)
+	@bash .ci/tools optional $(TEST_TOOLS)
+	@$(BIN)/pytest -m slow $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style, types, import rules and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+.PHONY: lock
+lock: ## Renew the locked requirements (needs pip-tools)
+	cd requirements && for name in edge dev; do pip-compile -q --upgrade --generate-hashes --no-emit-options \
+	  --allow-unsafe --strip-extras --no-header -o $$name.lock $$name.in; done
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

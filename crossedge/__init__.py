@@ -1,0 +1,1 @@
+"""crossedge: one encrypted pod network over nodes behind different NATs."""

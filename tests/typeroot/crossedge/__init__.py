@@ -1,0 +1,1 @@
+../../../crossedge/__init__.py
