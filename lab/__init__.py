@@ -1,0 +1,1 @@
+"""A laboratory: NAT models, an in-memory internet, namespaces with real delay."""

@@ -1,0 +1,1 @@
+"""Latency between nodes, estimated from the heartbeats of their paths."""

@@ -1,0 +1,1 @@
+"""The daemon on every edge host: punching, sessions, the data path."""

@@ -1,0 +1,1 @@
+"""Every byte format and identity that two rooms share."""
