@@ -42,7 +42,7 @@ lint: $(STAMP) ## Check style, types, import rules and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=tests/typeroot $(BIN)/lint-imports
 	$(BIN)/codespell
 
 .PHONY: lock

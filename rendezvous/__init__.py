@@ -1,1 +1,1 @@
-"""The rendezvous: STUN, directory, calls and relay for nodes that sit behind NATs. It is trusted with nothing."""
+"""The rendezvous: STUN, directory, calls and relay for nodes behind NATs. It is trusted with nothing."""

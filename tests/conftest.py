@@ -1,7 +1,7 @@
 """Where the tests run: private network and mount namespaces, so that nothing they make can stay behind.
 
-As root that is `unshare -nm`, otherwise `unshare -Urnm`. Tests marked `namespaces` are listed as not run where
-neither works, like those that want a program that is missing; with CROSSEDGE_REQUIRE=all both fail.
+As root that is `unshare -nm`, otherwise `unshare -Urnm`. Tests marked `namespaces` are listed as not run
+where neither works, like those that want a program that is missing; with CROSSEDGE_REQUIRE=all both fail.
 """
 
 from __future__ import annotations
