@@ -1,0 +1,77 @@
+"""The numbers of the WireGuard protocol, each with the section of the paper that names it.
+
+"The paper" is J. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel" (NDSS 2017, revised 2020).
+Times are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+# --- Cryptography (paper, 5.4) ------------------------------------------------------------------------
+
+CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"  # Noise protocol name (paper, 5.4)
+IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"  # mixed into the hash as the prologue (paper, 5.4)
+LABEL_MAC1 = b"mac1----"  # paper, 5.4
+LABEL_COOKIE = b"cookie--"  # paper, 5.4
+
+KEY_SIZE = 32
+HASH_SIZE = 32
+TAG_SIZE = 16
+MAC_SIZE = 16  # mac1, mac2 and a cookie (paper, 5.4.4 and 5.4.7)
+TIMESTAMP_SIZE = 12  # TAI64N (paper, 5.4.2)
+
+# --- Messages (paper, 5.4.2 to 5.4.7) -----------------------------------------------------------------
+
+
+class MessageType(IntEnum):
+    """The first byte of a WireGuard message; three zero bytes follow it (paper, 5.4)."""
+
+    INITIATION = 1
+    RESPONSE = 2
+    COOKIE = 3
+    TRANSPORT = 4
+
+
+INITIATION_SIZE = 148  # paper, 5.4.2
+RESPONSE_SIZE = 92  # paper, 5.4.3
+COOKIE_SIZE = 64  # paper, 5.4.7
+TRANSPORT_HEADER = 16  # type, receiver index, counter (paper, 5.4.6)
+TRANSPORT_OVERHEAD = TRANSPORT_HEADER + TAG_SIZE
+KEEPALIVE_SIZE = TRANSPORT_OVERHEAD  # an empty plaintext (paper, 6.5)
+PADDING = 16  # plaintext is padded to a multiple of this (paper, 5.4.6)
+
+# --- Limits and timers (paper, 6.1) -------------------------------------------------------------------
+
+REKEY_AFTER_MESSAGES = 2**60  # paper, 6.1
+REJECT_AFTER_MESSAGES = 2**64 - 2**13 - 1  # paper, 6.1
+REKEY_AFTER_TIME = 120.0  # paper, 6.1
+REJECT_AFTER_TIME = 180.0  # paper, 6.1
+REKEY_ATTEMPT_TIME = 90.0  # paper, 6.1: give up a handshake after this long
+REKEY_TIMEOUT = 5.0  # paper, 6.1: retry a handshake that was not answered
+KEEPALIVE_TIMEOUT = 10.0  # paper, 6.1
+
+REKEY_TIMEOUT_JITTER = 0.334  # most that is added to REKEY_TIMEOUT at random (paper, 6.4 asks for jitter)
+REKEY_ON_RECEIVE_TIME = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT  # paper, 6.2
+NEW_HANDSHAKE_TIME = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT  # sent data, heard nothing (paper, 6.5)
+ZERO_KEYS_TIME = 3 * REJECT_AFTER_TIME  # keys are erased when no new ones came (paper, 6.3)
+
+# --- Denial of service (paper, 5.4.7, 5.3) ------------------------------------------------------------
+
+COOKIE_SECRET_TIME = (
+    120.0  # a responder changes its cookie secret, an initiator forgets a cookie (paper, 5.4.7)
+)
+COOKIE_SECRET_LATENCY = 5.0  # a cookie this close to its end is not used any more: it may expire on its way
+
+# --- Replay (paper, 5.4.6; RFC 6479) ------------------------------------------------------------------
+
+REPLAY_WORD = 64  # bits of one word of the ring
+REPLAY_WORDS = 128  # words of the ring, a power of two
+REPLAY_WINDOW = (
+    REPLAY_WORDS - 1
+) * REPLAY_WORD  # 8,128: counters this far behind the newest are still judged
+
+# --- The mesh's own ------------------------------------------------------------------------------------
+
+MESH_RETRY_TIMES = (0.25, 0.5, 1.0, 2.0, 5.0)  # between initiations of two meshds; the last one repeats
+SUPERFRAME_LABEL = b"crossedge/superframe/v1/"  # an AEAD's name follows
