@@ -1,4 +1,4 @@
-"""Tables and JSON for people and for programs: every command that lists things prints either, from the same rows."""
+"""Tables for people and JSON for programs, from the same rows."""
 
 from __future__ import annotations
 

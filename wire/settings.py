@@ -5,6 +5,7 @@ Parsed once, at the edge. The models carry docstrings with units; an unknown key
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import TypeVar
 
@@ -38,7 +39,8 @@ def parse_settings(text: str, file: str, model: type[Model]) -> Model:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(file, "(whole file)", f"TOML ({error})") from error
     try:
-        return model.model_validate(data)
+        # The JSON mode is strict about numbers and strings, yet makes paths of strings and tuples of lists.
+        return model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
