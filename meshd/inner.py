@@ -1,0 +1,211 @@
+"""In-session messages: what two meshds say to each other inside WireGuard transport data.
+
+A plaintext whose first nibble is 0 is one of these (4 and 6 are IP packets, an empty one is a keepalive). So
+they are encrypted, authenticated and protected against replay by the session that carries them. All numbers
+are big-endian. Each message starts with
+
+     0        1        2                 4                                   8
+    +--------+--------+-----------------+-----------------------------------+
+    | type   | flags  | length u16      | number u32                        |
+    +--------+--------+-----------------+-----------------------------------+
+
+`length` counts the whole message with its own padding; WireGuard's zeros may follow it. Types:
+
+    1 Hello      number: the receiver index of the keypair that carries it
+        8        9        10       11       12                16
+        +--------+--------+--------+--------+-----------------+
+        |version | AEADs  | GSO    | 0      | largest chunk   |
+        +--------+--------+--------+--------+-----------------+
+        version 1; AEADs: bit 0 AES-256-GCM, bit 1 ChaCha20-Poly1305; GSO types that the sender can write:
+        bit 0 TCPV4, bit 1 TCPV6, bit 2 UDP_L4; largest chunk u32: the longest chunk datagram it takes.
+        flag 1: your Hello of this keypair has arrived
+    2 Probe      number: the probe's id
+        8                          16
+        +--------------------------+---- ... ----+
+        | sent u64                 | zeros       |
+        +--------------------------+---- ... ----+
+        flag 1: answer with as many bytes as this has
+    3 ProbeReply number: the probe's id
+        8                          16                         24                         32       34
+        +--------------------------+--------------------------+--------------------------+--------+---- ...
+        | sent u64, as it came     | arrived u64              | answered u64             | size   | zeros
+        +--------------------------+--------------------------+--------------------------+--------+---- ...
+        size u16: UDP payload of the probe's datagram. Times are nanoseconds of a clock of the one who
+        stamps, so only differences of two stamps of one side mean anything (RFC 8762)
+    4 Statement  number: 0
+        8        10       12
+        +--------+--------+--- ... ---+--- ... ---+
+        | record | certif.| record    | certificate
+        +--------+--------+--- ... ---+--- ... ---+
+        lengths u16: the sender's newest signed record, and its certificate or nothing
+    5 is kept for latency reports.
+
+A version, bit or type that is not known is no error: unknown types are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Final
+
+from crossedge.meshd.constants import TRANSPORT_OVERHEAD
+from crossedge.wire.errors import WireError
+
+VERSION: Final = 1
+HELLO, PROBE, PROBE_REPLY, STATEMENT = 1, 2, 3, 4
+FLAG: Final = 1  # the one flag each message has
+LENGTH_MAX: Final = 0xFFFF
+
+_HEADER = struct.Struct(">BBHI")
+_HELLO = struct.Struct(">BBBxI")
+_PROBE = struct.Struct(">Q")
+_REPLY = struct.Struct(">QQQH")
+_STATEMENT = struct.Struct(">HH")
+_NANO = 1_000_000_000
+_U64 = 0xFFFF_FFFF_FFFF_FFFF
+
+PROBE_MIN: Final = _HEADER.size + _PROBE.size + TRANSPORT_OVERHEAD  # bytes of the smallest probe's datagram
+REPLY_MIN: Final = _HEADER.size + _REPLY.size + TRANSPORT_OVERHEAD
+
+
+class Aeads(IntFlag):
+    """AEADs of superframes that a meshd can use and wants to."""
+
+    AES_256_GCM = 1
+    CHACHA20_POLY1305 = 2
+
+
+class Gso(IntFlag):
+    """Segmentation offloads that a meshd can write to its TUN."""
+
+    TCPV4 = 1
+    TCPV6 = 2
+    UDP_L4 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the sender can take, for the keypair whose receiver index is `receiver`."""
+
+    receiver: int
+    heard: bool
+    aeads: Aeads
+    gso: Gso
+    largest_chunk: int
+    version: int = VERSION
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        body = _HELLO.pack(self.version, self.aeads, self.gso, self.largest_chunk)
+        return _pack(HELLO, self.heard, self.receiver, body)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A heartbeat, a proof of a path, a challenge to a source address, a test of a size: all the same."""
+
+    id: int
+    sent: float
+    """Seconds of the sender's clock."""
+    size: int = PROBE_MIN
+    """UDP payload of the whole datagram in bytes."""
+    full_reply: bool = False
+
+    def encode(self) -> bytes:
+        """Return the plaintext; the datagram has exactly `size` bytes if WireGuard adds no padding."""
+        return _pack(PROBE, self.full_reply, self.id, _PROBE.pack(_nano(self.sent)), self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReply:
+    """The answer to a probe, sent back the way it came."""
+
+    id: int
+    sent: float
+    arrived: float
+    answered: float
+    probe_size: int
+    size: int = REPLY_MIN
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        body = _REPLY.pack(_nano(self.sent), _nano(self.arrived), _nano(self.answered), self.probe_size)
+        return _pack(PROBE_REPLY, False, self.id, body, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """The sender's newest record (and certificate), for a peer that a rendezvous may not reach."""
+
+    record: bytes
+    certificate: bytes = b""
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        lengths = _STATEMENT.pack(len(self.record), len(self.certificate))
+        return _pack(STATEMENT, False, 0, lengths + self.record + self.certificate)
+
+
+Inner = Hello | Probe | ProbeReply | Statement
+
+
+def _nano(seconds: float) -> int:
+    return round(seconds * _NANO) & _U64
+
+
+def _pack(kind: int, flag: bool, number: int, body: bytes, size: int = 0) -> bytes:
+    """Return header, body and zeros up to a datagram of `size` bytes."""
+    length = max(_HEADER.size + len(body), size - TRANSPORT_OVERHEAD)
+    message = _HEADER.pack(kind, FLAG if flag else 0, length, number) + body
+    return message + bytes(length - len(message))
+
+
+def is_inner(plaintext: bytes | memoryview) -> bool:
+    """Tell whether a decrypted plaintext is an in-session message and not a packet or a keepalive."""
+    return len(plaintext) > 0 and plaintext[0] >> 4 == 0
+
+
+def decode(plaintext: bytes) -> Inner:
+    """Return the message in a peer's plaintext.
+
+    The peer is authenticated and still untrusted: raises only `WireError` ("unknown-type" for the types of a
+    later version, "truncated", "bad-length").
+    """
+    if len(plaintext) < _HEADER.size:
+        raise WireError("truncated", "in-session message")
+    kind, flags, length, number = _HEADER.unpack_from(plaintext)
+    if not _HEADER.size <= length <= len(plaintext):
+        raise WireError("bad-length", "in-session message")
+    body = length - _HEADER.size
+    flag = bool(flags & FLAG)
+    if kind == PROBE:
+        _need(body, _PROBE)
+        (sent,) = _PROBE.unpack_from(plaintext, _HEADER.size)
+        return Probe(number, sent / _NANO, len(plaintext) + TRANSPORT_OVERHEAD, flag)
+    if kind == PROBE_REPLY:
+        _need(body, _REPLY)
+        sent, arrived, answered, probe_size = _REPLY.unpack_from(plaintext, _HEADER.size)
+        size = len(plaintext) + TRANSPORT_OVERHEAD
+        return ProbeReply(number, sent / _NANO, arrived / _NANO, answered / _NANO, probe_size, size)
+    if kind == HELLO:
+        _need(body, _HELLO)
+        version, aeads, gso, largest = _HELLO.unpack_from(plaintext, _HEADER.size)
+        if not version:
+            raise WireError("bad-version", "hello")
+        return Hello(number, flag, Aeads(aeads & 3), Gso(gso & 7), largest, version)
+    if kind == STATEMENT:
+        _need(body, _STATEMENT)
+        record, certificate = _STATEMENT.unpack_from(plaintext, _HEADER.size)
+        start = _HEADER.size + _STATEMENT.size
+        if start + record + certificate != length:
+            raise WireError("bad-length", "statement")
+        middle = start + record
+        return Statement(bytes(plaintext[start:middle]), bytes(plaintext[middle:length]))
+    raise WireError("unknown-type", f"in-session message {kind}")
+
+
+def _need(body: int, layout: struct.Struct) -> None:
+    if body < layout.size:
+        raise WireError("truncated", "in-session message")
