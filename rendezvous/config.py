@@ -1,0 +1,169 @@
+"""The rendezvous' configuration: /etc/crossedge/rendezvous.toml, parsed once at the start."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from crossedge.rendezvous.relay import RelayLimits
+from crossedge.wire.endpoint import UdpEndpoint, parse_endpoint
+from crossedge.wire.errors import ConfigError
+from crossedge.wire.settings import Settings, parse_settings
+
+CONFIG_FILE = Path("/etc/crossedge/rendezvous.toml")
+DEFAULT_PORT = 3478
+
+
+def _endpoint(value: object) -> UdpEndpoint:
+    wanted = 'address:port or [IPv6 address]:port, such as "0.0.0.0:3478"'
+    if not isinstance(value, str):
+        raise ValueError(wanted)
+    try:
+        endpoint = parse_endpoint(value)
+    except ValueError:
+        raise ValueError(wanted) from None
+    if endpoint.port > 65534:
+        raise ValueError("a port below 65535 (the next port is used too)")
+    return endpoint
+
+
+def _address(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("an IP address")
+    try:
+        return ip_address(value).compressed
+    except ValueError:
+        raise ValueError("an IP address") from None
+
+
+def _network_key(value: object) -> bytes:
+    wanted = "base64 of a network's 32-byte CA key (crossedge ca show prints it)"
+    if not isinstance(value, str):
+        raise ValueError(wanted)
+    try:
+        key = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(wanted) from None
+    if len(key) != 32:
+        raise ValueError(wanted)
+    return key
+
+
+Listen = Annotated[UdpEndpoint, BeforeValidator(_endpoint), PlainSerializer(str)]
+Address = Annotated[str, BeforeValidator(_address)]
+NetworkKey = Annotated[bytes, BeforeValidator(_network_key)]
+
+
+class SourceLimits(Settings):
+    """What one source prefix (IPv4 /24, IPv6 /56) or one node may ask for, and how much is kept."""
+
+    slots: int = Field(65_536, ge=64, le=1 << 22)
+    """Token buckets in each table; memory is about 30 bytes each."""
+    stun_rate: float = Field(10.0, ge=1)
+    """Answers per second and prefix to STUN requests that are shorter than the answer."""
+    stun_padded_rate: float = Field(200.0, ge=1)
+    """Answers per second and prefix to STUN requests at least as long as the answer."""
+    cookie_rate: float = Field(400.0, ge=1)
+    """Cookie replies per second and prefix."""
+    handshake_rate: float = Field(400.0, ge=1)
+    """Key agreements per second and prefix with senders that hold a cookie and have no lease."""
+    handshake_total: float = Field(4_000.0, ge=1)
+    """Key agreements per second in all (each costs about 40 us)."""
+    node_rate: float = Field(100.0, ge=1)
+    """Messages per second that one registered node may send; the burst is two seconds of it."""
+    page_rate: float = Field(500.0, ge=1)
+    """Directory pages per second that one registered node may pull; the burst is two seconds of it."""
+    nodes: int = Field(16_384, ge=1, le=1 << 20)
+    """Nodes whose records are kept, per network."""
+    lease: float = Field(90.0, ge=15, le=600)
+    """Seconds after its last message until a node counts as gone."""
+
+
+class RelaySettings(Settings):
+    """What the relay may spend."""
+
+    channels: int = Field(65_536, ge=0, le=1 << 22)
+    """Channels in all; 0 switches the relay off."""
+    channels_per_node: int = Field(2_048, ge=1)
+    """Channels that one node may be a side of."""
+    idle: float = Field(180.0, ge=30)
+    """Seconds without use until a channel is forgotten."""
+    node_rate: float = Field(12_500_000.0, ge=0)
+    """Bytes per second that one node may send through the relay; 0 is without limit."""
+    network_rate: float = Field(125_000_000.0, ge=0)
+    """Bytes per second that one network may send through the relay; 0 is without limit."""
+
+    def limits(self) -> RelayLimits:
+        """Return the limits as the relay core takes them."""
+        return RelayLimits(
+            channels=self.channels,
+            channels_per_node=self.channels_per_node,
+            idle=self.idle,
+            node_rate=self.node_rate,
+            network_rate=self.network_rate,
+        )
+
+
+class RendezvousConfig(Settings):
+    """rendezvous.toml."""
+
+    networks: tuple[NetworkKey, ...] = Field(min_length=1)
+    """CA keys (base64) of the networks that are served."""
+    listen: tuple[Listen, ...] = Field(
+        (UdpEndpoint("0.0.0.0", DEFAULT_PORT), UdpEndpoint("::", DEFAULT_PORT)), min_length=1, max_length=8
+    )
+    """UDP addresses; the port after each is opened too (RFC 5780)."""
+    alternate: tuple[Address, ...] = ()
+    """Second addresses of this host, at most one per family, for full RFC 5780 behaviour discovery. The
+    family's `listen` must then name an address, not the wildcard."""
+    public: dict[Address, Address] = Field(default_factory=dict)
+    """Local address -> address it is reached at, where a one-to-one NAT stands before this host."""
+    key_file: Path = Path("/etc/crossedge/rendezvous.key")
+    """The long-term control key, mode 0600, made by `crossedge-rendezvous init`."""
+    blocklists: tuple[Path, ...] = ()
+    """Signed blocklists to enforce and to serve; looked at again when they change."""
+    state_dir: Path = Path("/var/lib/crossedge/rendezvous")
+    """Directory of the lease checkpoint."""
+    control_socket: Path = Path("/run/crossedge/rendezvous.sock")
+    """Unix socket of `crossedge-rendezvous status`."""
+    limits: SourceLimits = SourceLimits()
+    relay: RelaySettings = RelaySettings()
+    disable_offloads: tuple[Literal["gso", "gro"], ...] = ()
+    """UDP offloads not to use even where the kernel has them."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged to stderr."""
+
+
+def rooted(root: Path, path: Path) -> Path:
+    """Return a path as it is under another root directory."""
+    return root / path.relative_to(path.anchor)
+
+
+def load_config(file: Path) -> RendezvousConfig:
+    """Read and check the configuration.
+
+    Raises:
+        ConfigError: it cannot be read, or a key in it is unknown or wrong; it names both.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(file, "", f"a readable configuration file ({reason})") from error
+    config = parse_settings(text, str(file), RendezvousConfig)
+    _check_alternates(config, file)
+    return config
+
+
+def _check_alternates(config: RendezvousConfig, file: Path) -> None:
+    for address in config.alternate:
+        family = [endpoint for endpoint in config.listen if (":" in endpoint.host) == (":" in address)]
+        if len(family) != 1 or family[0].host in ("0.0.0.0", "::", address):
+            raise ConfigError(file, "listen", f"exactly one first address beside the alternate {address}")
+    if len({":" in address for address in config.alternate}) != len(config.alternate):
+        raise ConfigError(file, "alternate", "at most one address per family")
