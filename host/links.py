@@ -1,0 +1,223 @@
+"""Links: made, set, deleted and listed by raw netlink messages."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+from crossedge.host.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    U32,
+    Batch,
+    Netlink,
+    NetlinkError,
+    Reply,
+    attribute,
+    attribute_text,
+    attribute_u8,
+    attribute_u32,
+    nested,
+    parse_attributes,
+)
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+IFINFO = struct.Struct("=BxHiII")
+"""Family, link type, index, flags, mask of the flags to change."""
+IFF_UP = 1
+IFF_RUNNING = 0x40
+
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_MASTER = 10
+IFLA_LINKINFO = 18
+IFLA_AF_SPEC = 26
+IFLA_NET_NS_FD = 28
+IFLA_CARRIER = 33
+IFLA_GSO_MAX_SIZE = 41
+IFLA_EXT_MASK = 29
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+IFLA_INET6_ADDR_GEN_MODE = 8
+VETH_INFO_PEER = 1
+ADDR_GEN_MODE_NONE = 1
+NAME_LIMIT = 15
+"""Longest name of a link, in bytes."""
+
+GONE = frozenset({errno.ENODEV})
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link as the kernel shows it."""
+
+    index: int
+    name: str
+    kind: str
+    """"veth", "tun", "bridge"...; empty for hardware and loopback."""
+    flags: int
+    mtu: int
+    gso_max_size: int
+    mac: str
+    master: int
+    peer: int
+    """Index of the lower link or, for a veth, of its other end (in that end's namespace); 0 if none."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is switched on."""
+        return bool(self.flags & IFF_UP)
+
+
+@dataclass(frozen=True, slots=True)
+class VethEnd:
+    """One end of a veth pair that shall be made."""
+
+    name: str
+    namespace: int | None = None
+    """Descriptor of the namespace for it; None: where the netlink socket is."""
+    mac: bytes = b""
+    """Six bytes; empty: random."""
+    index: int = 0
+    """The index it shall have; 0: the kernel picks one."""
+    mtu: int = 0
+    up: bool = False
+
+
+def check_name(name: str) -> str:
+    """Return `name` if the kernel takes it for a link; raises `ValueError`."""
+    bad = not name or name in (".", "..") or len(name.encode()) > NAME_LIMIT
+    if bad or any(letter in "/:" or letter.isspace() for letter in name):
+        raise ValueError(f"{name!r} cannot name a link (1 to {NAME_LIMIT} bytes, no slash, colon or space)")
+    return name
+
+
+def _end(end: VethEnd, extra: bytes = b"") -> bytes:
+    body = [IFINFO.pack(0, 0, end.index, IFF_UP if end.up else 0, IFF_UP if end.up else 0)]
+    body.append(attribute_text(IFLA_IFNAME, check_name(end.name)))
+    if end.namespace is not None:
+        body.append(attribute_u32(IFLA_NET_NS_FD, end.namespace))
+    if end.mac:
+        body.append(attribute(IFLA_ADDRESS, end.mac))
+    if end.mtu:
+        body.append(attribute_u32(IFLA_MTU, end.mtu))
+    return b"".join(body) + extra
+
+
+def add_veth(batch: Batch, end: VethEnd, peer: VethEnd) -> None:
+    """Make a veth pair, each end in its namespace with its name, address and MTU."""
+    info = nested(
+        IFLA_LINKINFO,
+        attribute_text(IFLA_INFO_KIND, "veth"),
+        nested(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, _end(peer))),
+    )
+    batch.add(
+        RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _end(end, info), f"make veth pair {end.name}, {peer.name}"
+    )
+
+
+def add_link(batch: Batch, name: str, kind: str) -> None:
+    """Make a link of a kind that needs no data of its own, such as "bridge"."""
+    info = nested(IFLA_LINKINFO, attribute_text(IFLA_INFO_KIND, kind))
+    body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_text(IFLA_IFNAME, check_name(name)) + info
+    batch.add(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make {kind} {name}")
+
+
+def set_link(
+    batch: Batch,
+    link: int | str,
+    *,
+    up: bool | None = None,
+    mtu: int = 0,
+    gso_max_size: int = 0,
+    mac: bytes = b"",
+    rename: str = "",
+    master: int | None = None,
+    namespace: int | None = None,
+    link_local: bool = True,
+) -> None:
+    """Change a link, given by index or name; what is not said stays as it is.
+
+    `link_local=False` keeps the kernel from giving it an IPv6 link-local address (and so from soliciting
+    routers on it); it must be said before or with `up`. `master=0` takes it out of its bridge.
+    """
+    index = link if isinstance(link, int) else 0
+    flags = 0 if up is None else IFF_UP
+    body = [IFINFO.pack(0, 0, index, IFF_UP if up else 0, flags)]
+    if isinstance(link, str):
+        body.append(attribute_text(IFLA_IFNAME, check_name(link)))
+    if rename:
+        body.append(attribute_text(IFLA_IFNAME, check_name(rename)))
+    if mtu:
+        body.append(attribute_u32(IFLA_MTU, mtu))
+    if gso_max_size:
+        body.append(attribute_u32(IFLA_GSO_MAX_SIZE, gso_max_size))
+    if mac:
+        body.append(attribute(IFLA_ADDRESS, mac))
+    if master is not None:
+        body.append(attribute_u32(IFLA_MASTER, master))
+    if namespace is not None:
+        body.append(attribute_u32(IFLA_NET_NS_FD, namespace))
+    if not link_local:
+        mode = attribute_u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE)
+        body.append(nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode)))
+    batch.add(RTM_NEWLINK, 0, b"".join(body), f"change link {link}")
+
+
+def delete_link(batch: Batch, link: int | str) -> None:
+    """Delete a link, given by index or name; one that is gone already is no error."""
+    if isinstance(link, int):
+        body = IFINFO.pack(0, 0, link, 0, 0)
+    else:
+        body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_text(IFLA_IFNAME, check_name(link))
+    batch.add(RTM_DELLINK, 0, body, f"delete link {link}", GONE)
+
+
+def get_link(netlink: Netlink, link: int | str) -> Link | None:
+    """Return a link by index or name; None if there is none."""
+    if isinstance(link, int):
+        body = IFINFO.pack(0, 0, link, 0, 0)
+    else:
+        body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_text(IFLA_IFNAME, check_name(link))
+    try:
+        replies = netlink.get(RTM_GETLINK, body, f"look up link {link}")
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+    return next((parse_link(reply) for reply in replies if reply.kind == RTM_NEWLINK), None)
+
+
+def list_links(netlink: Netlink) -> list[Link]:
+    """Return all links of the namespace."""
+    replies = netlink.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0), "list links")
+    return [parse_link(reply) for reply in replies if reply.kind == RTM_NEWLINK]
+
+
+def parse_link(reply: Reply) -> Link:
+    """Parse RTM_NEWLINK or RTM_DELLINK."""
+    _, _, index, flags, _ = IFINFO.unpack_from(reply.payload)
+    found = parse_attributes(reply.payload, IFINFO.size)
+
+    def number(kind: int) -> int:
+        data = found.get(kind, b"")
+        return int(U32.unpack_from(data)[0]) if len(data) >= U32.size else 0
+
+    info = parse_attributes(found.get(IFLA_LINKINFO, b""))
+    return Link(
+        index=index,
+        name=found.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        kind=info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+        flags=flags,
+        mtu=number(IFLA_MTU),
+        gso_max_size=number(IFLA_GSO_MAX_SIZE),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        master=number(IFLA_MASTER),
+        peer=number(IFLA_LINK),
+    )
