@@ -112,9 +112,9 @@ Seq = Annotated[U64, Key("q")]
 Epoch = Annotated[U64, Key("e")]
 Version = Annotated[U64, Key("v")]
 Channel = Annotated[U48, Key("h")]
-Certificate = Annotated[bytes, Field(max_length=MAX_CERTIFICATE)]
-Record = Annotated[bytes, Field(max_length=MAX_RECORD)]
-Sealed = Annotated[bytes, Field(max_length=MAX_SEALED), Key("s")]
+CertificateBytes = Annotated[bytes, Field(max_length=MAX_CERTIFICATE)]
+RecordBytes = Annotated[bytes, Field(max_length=MAX_RECORD)]
+SealedBytes = Annotated[bytes, Field(max_length=MAX_SEALED), Key("s")]
 
 
 class Message(Fields):
@@ -132,8 +132,8 @@ class Register(Message):
     REQUEST = True
     id: Id
     seq: Seq
-    record: Annotated[Record, Key("r")]
-    certificate: Annotated[Certificate, Key("c")]
+    record: Annotated[RecordBytes, Key("r")]
+    certificate: Annotated[CertificateBytes, Key("c")]
 
 
 class Registered(Message):
@@ -209,7 +209,7 @@ class Page(Message):
     epoch: Epoch
     version: Version
     """The version that the asker holds once it has this page and those before it."""
-    items: Annotated[tuple[tuple[Record, Certificate], ...], Field(max_length=16), Key("r")] = ()
+    items: Annotated[tuple[tuple[RecordBytes, CertificateBytes], ...], Field(max_length=16), Key("r")] = ()
     gone: Annotated[tuple[Bytes16, ...], Field(max_length=64), Key("g", pack_run, unpack_run(16))] = ()
     """Node ids that are no longer registered."""
     more: Annotated[bool, Key("m")] = False
@@ -243,8 +243,8 @@ class Found(Message):
 
     TYPE = 9
     id: Id
-    record: Annotated[Record, Key("r")] = b""
-    certificate: Annotated[Certificate, Key("c")] = b""
+    record: Annotated[RecordBytes, Key("r")] = b""
+    certificate: Annotated[CertificateBytes, Key("c")] = b""
 
 
 class Notify(Message):
@@ -264,7 +264,7 @@ class Call(Message):
     seq: Seq
     target: Annotated[Bytes16, Key("n")]
     """Node id."""
-    sealed: Sealed
+    sealed: SealedBytes
 
 
 CallStatus = Literal["ok", "unknown", "busy"]
@@ -289,8 +289,8 @@ class Called(Message):
     """Sequence number of the caller's newest record, so that the called knows whether its copy is old."""
     channel: Channel
     observed: Observed
-    sealed: Sealed
-    record: Annotated[Record, Key("r")] = b""
+    sealed: SealedBytes
+    record: Annotated[RecordBytes, Key("r")] = b""
     """The caller's newest record where it fits; it saves the called a `Find`."""
 
 
@@ -321,7 +321,7 @@ class Error(Message):
     id: Id
     code: Annotated[str, Field(max_length=32, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$"), Key("s")]
     detail: Annotated[str, Field(max_length=120), Key("d")] = ""
-    record: Annotated[Record, Key("r")] = b""
+    record: Annotated[RecordBytes, Key("r")] = b""
 
 
 class GetBlocklist(Message):
