@@ -1,0 +1,377 @@
+"""One way to reach a peer: its state, its proofs, its size, what it costs.
+
+A path is proven on the data plane: a probe inside the session, as large as data may be, came back as large
+the same way. So a one-way path is never proven, and one that lets only small packets through is not either.
+A small ping that was answered only shows that somebody agreed to be probed (consent).
+
+                  probed                 proved
+    UNPROVEN ---------------> PROBING -----------> PROVEN <--------+
+        ^                        |   ^                | doubted,   | proved
+        |                gave up |   | probed         | moved      |
+        |                        v   |                v            |
+        +---- never -----       LOST -+ <---------- SUSPECT -------+
+                                          gave up
+
+PROVEN is not yet trust: trust ends TRUST seconds after the last proof. While a path that carries traffic is
+not trusted, data goes over it and another one at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_address, ip_network
+from typing import Final
+
+from crossedge.latency.estimator import TIMEOUT_MAX, Estimator, round_trip
+from crossedge.meshd.inner import PROBE_MIN, Probe, ProbeReply
+from crossedge.meshd.pathmtu import SizeSearch
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint
+
+HEARTBEAT: Final = 0.7  # seconds between probes of a path that carries traffic
+TRUST: Final = 2.0  # seconds after the last proof
+STANDBY_INTERVAL: Final = 10.0  # seconds between probes of a path that is kept warm
+KEEPALIVE_INTERVAL: Final = 20.0  # of an idle path, where its NAT's lifetime was not measured; never above 25
+KEEPALIVE_MAX: Final = 25.0
+JITTER: Final = 0.1  # the part of an interval that is random
+OVERDUE_MIN: Final = 0.1  # seconds before a probe may count as overdue: hosts stall for a moment
+MISSES: Final = 3  # probes overdue in a row that make a path suspect before trust ends by itself
+RETRY: Final = 0.15  # seconds between probes while one is overdue
+SUSPECT_FAST: Final = 2.0  # seconds for which a suspect path is probed quickly
+SUSPECT_INTERVAL: Final = 0.25
+GIVE_UP: Final = 10.0  # seconds in doubt after which a path is lost
+PROVE_INTERVALS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between the full-size probes of a new path
+OUTSTANDING: Final = 32  # probes that may be unanswered at a time
+FIRST_COST: Final = 0.5  # seconds: what a path costs that was never measured
+RELAY_EXTRA: Final = 0.1  # seconds: a relay costs others money and has a queue
+RELAY_FACTOR: Final = 2.0
+PRIVATE_FACTOR: Final = 0.9  # a path inside a LAN does not depend on a router's mapping
+LOSS_POWER: Final = 4  # cost grows with (1 - loss) to the minus this
+BETTER: Final = 0.9  # another path must cost less than this share of the current one
+BETTER_BY: Final = 0.0005  # and be cheaper by this many seconds
+DWELL: Final = 5.0  # seconds that a choice stands while its path is trusted
+
+
+PRIVATE: Final = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+
+
+def is_private(host: str) -> bool:
+    """Tell whether an address belongs to somebody's LAN (RFC 1918, RFC 4193)."""
+    address = ip_address(host)
+    return any(address in network for network in PRIVATE)
+
+
+class State(Enum):
+    """Where a path stands."""
+
+    UNPROVEN = "unproven"
+    PROBING = "probing"
+    PROVEN = "proven"
+    SUSPECT = "suspect"
+    LOST = "lost"
+
+
+class Cause(Enum):
+    """Why a path's state changes."""
+
+    PROBED = "probed"
+    PROVED = "proved"
+    DOUBTED = "doubted"
+    GAVE_UP = "gave up"
+
+
+TRANSITIONS: Final[dict[tuple[State, Cause], State]] = {
+    (State.UNPROVEN, Cause.PROBED): State.PROBING,
+    (State.LOST, Cause.PROBED): State.PROBING,
+    (State.PROBING, Cause.PROVED): State.PROVEN,
+    (State.PROBING, Cause.GAVE_UP): State.LOST,
+    (State.PROVEN, Cause.DOUBTED): State.SUSPECT,
+    (State.SUSPECT, Cause.PROVED): State.PROVEN,
+    (State.SUSPECT, Cause.GAVE_UP): State.LOST,
+}
+"""Every other pair changes nothing."""
+
+
+class Role(Enum):
+    """What a path is kept for; it decides how often the path is probed once it is proven."""
+
+    OFF = "off"
+    IDLE = "idle"
+    STANDBY = "standby"
+    LIVE = "live"
+
+
+@dataclass(slots=True)
+class _Sent:
+    at: float
+    size: int
+    full: bool
+    rung: bool  # whether it tests a size; its loss says nothing about the path
+    overdue: float
+    missed: bool = False
+
+
+class Path:
+    """One endpoint at which a peer may be reached."""
+
+    __slots__ = (
+        "_beats",
+        "_changed",
+        "_jitter",
+        "_live_since",
+        "_misses",
+        "_next",
+        "_outstanding",
+        "_tries",
+        "consented",
+        "created",
+        "endpoint",
+        "keepalive",
+        "last_heard",
+        "last_proof",
+        "private",
+        "relay",
+        "role",
+        "rtt",
+        "search",
+        "state",
+    )
+
+    def __init__(self, endpoint: Endpoint, now: float, jitter: float = 0.0) -> None:
+        """Take the endpoint; `jitter`, 0 to 1, spreads the probes of many paths."""
+        self.endpoint = endpoint
+        self.relay = isinstance(endpoint, RelayEndpoint)
+        host = endpoint.server.host if isinstance(endpoint, RelayEndpoint) else endpoint.host
+        self.private = not self.relay and is_private(host)
+        self.search = SizeSearch(v6=":" in host, relay=self.relay)
+        self.state = State.UNPROVEN
+        self.role = Role.OFF
+        self.rtt = Estimator()
+        self.consented = False
+        """Whether the peer answered a challenge from here; before that a budget counts what is sent."""
+        self.created = now
+        self.last_proof: float | None = None
+        self.last_heard: float | None = None
+        self.keepalive = KEEPALIVE_INTERVAL
+        """Seconds between probes of the idle path: its NAT's measured lifetime less slack."""
+        self._jitter = 1.0 - JITTER * jitter
+        self._next: float | None = None
+        self._tries = 0
+        self._beats = 0
+        self._misses = 0
+        self._changed = now
+        self._live_since = now
+        self._outstanding: dict[int, _Sent] = {}
+
+    # --- What it is -----------------------------------------------------------------------------------
+
+    def trusted(self, now: float) -> bool:
+        """Tell whether data may go over this path alone."""
+        return self.state is State.PROVEN and self.last_proof is not None and now - self.last_proof <= TRUST
+
+    @property
+    def size(self) -> int:
+        """The largest UDP payload in bytes, less a relay's header, that was proven to pass."""
+        return self.search.size
+
+    @property
+    def cost(self) -> float:
+        """The path's score in seconds, less is better: smoothed RTT, more for loss and for a relay."""
+        seconds = FIRST_COST if self.rtt.smoothed is None else self.rtt.smoothed
+        seconds /= float(max(1.0 - self.rtt.loss, 0.1) ** LOSS_POWER)
+        if self.relay:
+            return (seconds + RELAY_EXTRA) * RELAY_FACTOR
+        return seconds * PRIVATE_FACTOR if self.private else seconds
+
+    def __repr__(self) -> str:
+        return f"Path({self.endpoint}, {self.state.value})"
+
+    # --- What happens to it ---------------------------------------------------------------------------
+
+    def set_role(self, role: Role, now: float) -> None:
+        """Keep the path for this from now on; one that starts to carry traffic is probed at once."""
+        if role is self.role:
+            return
+        self.role = role
+        if role is Role.LIVE:
+            self._live_since = now
+        if self.state is State.PROVEN:
+            if role is Role.OFF:
+                self._next = None
+            elif role is Role.LIVE and not self.trusted(now):
+                self._next = now
+            else:
+                due = (self.last_proof or now) + self._interval()
+                self._next = due if self._next is None else min(self._next, due)
+
+    def prove(self, now: float) -> None:
+        """Start to prove a path that is new or was lost."""
+        if self.state in (State.UNPROVEN, State.LOST):
+            self._change(Cause.PROBED, now)
+            self._tries = 0
+            self._next = now
+
+    def heard(self, now: float) -> None:
+        """Note that something authenticated came from there. It proves one direction only, so nothing."""
+        self.last_heard = now
+
+    def doubt(self, now: float) -> None:
+        """Doubt a proven path: an address changed, or all else on it went silent."""
+        if self.state is State.PROVEN:
+            self._change(Cause.DOUBTED, now)
+            self.search.restart(now)
+            self._next = now
+
+    def too_big(self, now: float) -> None:
+        """Take the kernel's word (EMSGSIZE) that the size does not pass any more."""
+        self.search.restart(now)
+
+    def _interval(self) -> float:
+        if self.role is Role.LIVE:
+            return HEARTBEAT
+        interval = STANDBY_INTERVAL if self.role is Role.STANDBY else min(self.keepalive, KEEPALIVE_MAX)
+        return interval * self._jitter
+
+    def _change(self, cause: Cause, now: float) -> None:
+        new = TRANSITIONS.get((self.state, cause))
+        if new is not None:
+            self.state = new
+            self._changed = now
+
+    # --- Probing --------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """Return when `handle_timeout` and `probe` have something to do, in seconds of `now`."""
+        times = [sent.overdue for sent in self._outstanding.values() if not sent.missed]
+        if self._next is not None:
+            times.append(self._next)
+        if self.state is State.SUSPECT:
+            times.append(self._changed + GIVE_UP)
+        elif self.state is State.PROVEN and self.role is Role.LIVE:
+            times.append(self._trust_end())
+            rung = self.search.deadline()
+            if rung is not None:
+                times.append(rung)
+        return min(times, default=None)
+
+    def handle_timeout(self, now: float) -> None:
+        """Give up on probes and on the path where it is time to."""
+        gone = [number for number, sent in self._outstanding.items() if now - sent.at >= TIMEOUT_MAX]
+        for sent in self._outstanding.values():
+            if sent.missed or now < sent.overdue:
+                continue
+            sent.missed = True
+            if sent.rung:
+                self.search.missed(sent.size, now)
+            else:
+                self._misses += 1
+            if self.state is State.PROVEN and self.role is not Role.OFF:
+                self._next = now if self._next is None else min(self._next, now)
+        for number in gone:
+            if not self._outstanding.pop(number).rung:
+                self.rtt.lost()
+        if self.state is State.PROVEN:
+            ended = self.role is Role.LIVE and now >= self._trust_end()
+            if ended or self._misses >= MISSES:
+                self.doubt(now)
+            return
+        waited = self.state is State.SUSPECT and now - self._changed >= GIVE_UP
+        tried = self.state is State.PROBING and self._tries > len(PROVE_INTERVALS) and self._due(now)
+        if waited or tried:
+            self._lose(now)
+
+    def probe(self, number: int, now: float) -> Probe | None:
+        """Return the probe that is to be sent now under this id, or None. Call again until it is None."""
+        if self._due(now):
+            if self.state is State.PROVEN:
+                return self._heartbeat(number, now)
+            if self.state in (State.PROBING, State.SUSPECT):
+                return self._full(number, now)
+            self._next = None
+        if self.state is State.PROVEN and self.role is Role.LIVE:
+            size = self.search.next(now)
+            if size is not None:
+                return self._note(Probe(number, now, size), now, rung=True)
+        return None
+
+    def _due(self, now: float) -> bool:
+        return self._next is not None and now >= self._next
+
+    def _full(self, number: int, now: float) -> Probe:
+        if self.state is State.SUSPECT:
+            fast = now - self._changed < SUSPECT_FAST
+            self._next = now + (SUSPECT_INTERVAL if fast else HEARTBEAT)
+        else:
+            step = PROVE_INTERVALS[min(self._tries, len(PROVE_INTERVALS) - 1)]
+            self._tries += 1
+            self._next = now + max(step, min(self.rtt.smoothed or 0.0, 0.3))
+        return self._note(Probe(number, now, self.search.base, full_reply=True), now)
+
+    def _heartbeat(self, number: int, now: float) -> Probe:
+        self._beats += 1
+        overdue = self._misses > 0
+        self._next = now + (RETRY if overdue else self._interval())
+        size = self.search.check(self._beats) if self.role is Role.LIVE and not overdue else None
+        if size is not None:
+            return self._note(Probe(number, now, size), now, rung=True)
+        return self._note(Probe(number, now, PROBE_MIN), now)
+
+    def _note(self, probe: Probe, now: float, *, rung: bool = False) -> Probe:
+        if len(self._outstanding) >= OUTSTANDING:
+            del self._outstanding[next(iter(self._outstanding))]
+        overdue = now + max(self.rtt.timeout, OVERDUE_MIN)
+        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, overdue)
+        return probe
+
+    def _trust_end(self) -> float:
+        return max(self.last_proof or 0.0, self._live_since) + TRUST
+
+    def _lose(self, now: float) -> None:
+        self._change(Cause.GAVE_UP, now)
+        self._next = None
+        self._misses = 0
+        self._outstanding.clear()
+
+    def replied(self, reply: ProbeReply, stamp: float, now: float) -> bool:
+        """Take an answer that came from this path's endpoint, or to its probe; True if the probe was ours.
+
+        `stamp` is when the kernel received it, by the clock of `now`.
+        """
+        sent = self._outstanding.pop(reply.id, None)
+        if sent is None:
+            return False
+        self.consented = True
+        self.last_heard = now
+        self.rtt.add(round_trip(sent.at, reply.arrived, reply.answered, stamp), now)
+        self._misses = 0
+        if reply.probe_size >= sent.size:
+            self.search.passed(sent.size, now)
+        full = sent.full and min(reply.size, reply.probe_size) >= self.search.base
+        if self.state is State.PROVEN:
+            self.last_proof = now
+            if self.role is not Role.OFF and not sent.rung:
+                self._next = max(sent.at + self._interval(), now)
+        elif full:
+            self._change(Cause.PROVED, now)
+            self.last_proof = now
+            self._live_since = now
+            self._next = None if self.role is Role.OFF else now + self._interval()
+            self.search.start(now)
+        return True
+
+
+def choose(paths: Iterable[Path], current: Path | None, since: float, now: float) -> Path | None:
+    """Return the path that data should take: the cheapest trusted one, with hysteresis.
+
+    `current` has been the choice since `since`; it stays unless it is no longer trusted, or stood for DWELL
+    seconds and another is clearly cheaper. None where no path is trusted.
+    """
+    trusted = [path for path in paths if path.trusted(now)]
+    best = min(trusted, key=lambda path: path.cost, default=None)
+    if best is None or current is None or best is current or not current.trusted(now):
+        return best
+    if current.relay and not best.relay and best.cost < current.cost:
+        return best
+    cheaper = best.cost < current.cost * BETTER and best.cost < current.cost - BETTER_BY
+    return best if cheaper and now - since >= DWELL else current
