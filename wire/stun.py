@@ -14,9 +14,10 @@
     |                  value, padded to 4 bytes  ...                |
     +---------------------------------------------------------------+
 
-A success carries XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS and nothing else: 56 bytes over IPv4, 92
-over IPv6. Our own requests are padded to as much (with SOFTWARE, which every server ignores), so that nothing is
-amplified. PADDING and RESPONSE-PORT, which would let a stranger choose sizes and targets, are refused.
+A success carries XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS and nothing else: 56 bytes over IPv4,
+92 over IPv6. Our own requests are padded to as much (with SOFTWARE, which every server ignores), so that
+nothing is amplified. PADDING and RESPONSE-PORT, which would let a stranger choose sizes and targets, are
+refused.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def encode_success(
 
 
 def encode_error(transaction: bytes, code: int, unknown: Sequence[int] = ()) -> bytes:
-    """Return a Binding error: 40 bytes at most, with the first unknown attributes and without a reason phrase."""
+    """Return a Binding error: 40 bytes at most, with the first unknown attributes and no reason phrase."""
     body = _attribute(ERROR_CODE, bytes((0, 0, code // 100, code % 100)))
     if unknown:
         types = b"".join(kind.to_bytes(2, "big") for kind in unknown[:MAX_UNKNOWN])
@@ -191,6 +192,8 @@ def _address(endpoint: UdpEndpoint) -> bytes:
 
 def _xored(value: bytes, transaction: bytes) -> bytes:
     mask = b"\0\0" + _COOKIE_BYTES[:2] + _COOKIE_BYTES + transaction
+    if len(value) > len(mask):
+        raise WireError("malformed", "STUN address")
     return bytes(one ^ other for one, other in zip(value, mask, strict=False))
 
 
