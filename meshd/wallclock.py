@@ -18,7 +18,7 @@ class Wallclock:
     __slots__ = ("_floor", "_hints", "_offset", "synchronised")
 
     def __init__(self, floor: float, now: float) -> None:
-        """Start from `floor`, Unix seconds that had passed at `now`; the clock counts for nothing until `set`."""
+        """Start from `floor`, Unix seconds that had passed at `now`; the clock counts only once `set`."""
         self._floor = floor - now
         self._offset = self._floor
         self._hints: dict[object, float] = {}
