@@ -1,0 +1,45 @@
+"""The Internet checksum (RFC 1071), by whole integers.
+
+The ones' complement sum of 16-bit words is the number modulo 65,535, and Python's integers take that
+remainder of a whole packet in one go. A sum here is such a remainder: 0 and 65,535 are the same number.
+
+A partial checksum is what a kernel leaves to an offloading device: the field holds the sum of the pseudo
+header, the device adds everything from the transport header on and writes the complement.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+Buffer = bytes | bytearray | memoryview
+
+_WORD = Struct("!H")
+
+
+def ones_sum(data: Buffer) -> int:
+    """Return the sum of the big-endian 16-bit words of `data` modulo 65,535; an odd end is padded."""
+    remainder = int.from_bytes(data, "big") % 65535
+    return remainder * 256 % 65535 if len(data) & 1 else remainder
+
+
+def complement(total: int) -> int:
+    """Return the checksum field for a sum: 0 to 65,534."""
+    return -total % 65535
+
+
+def pseudo_sum(addresses: Buffer, protocol: int, size: int) -> int:
+    """Return the sum of the pseudo header; `addresses` are both, packed, `size` is the transport's length."""
+    return (int.from_bytes(addresses, "big") + protocol + size) % 65535
+
+
+def transport_is_right(packet: Buffer, addresses: Buffer, protocol: int) -> bool:
+    """Tell whether the TCP or UDP checksum is right in `packet`, which begins with the transport header."""
+    return (pseudo_sum(addresses, protocol, len(packet)) + ones_sum(packet)) % 65535 == 0
+
+
+def complete(packet: memoryview, start: int, field: int, *, udp: bool) -> None:
+    """Turn the partial checksum at `packet[field]` into the full one of everything from `start`, in place."""
+    checksum = complement(ones_sum(packet[start:]))
+    if udp and not checksum:
+        checksum = 0xFFFF  # RFC 768: a computed zero is sent as ones
+    _WORD.pack_into(packet, field, checksum)
