@@ -51,6 +51,7 @@ NAME_LIMIT = 15
 """Longest name of a link, in bytes."""
 
 GONE = frozenset({errno.ENODEV})
+NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,8 @@ class VethEnd:
     mac: bytes = b""
     """Six bytes; empty: random."""
     index: int = 0
-    """The index it shall have; 0: the kernel picks one."""
+    """The index it shall have; 0: the kernel picks one. That of the peer counts only if both are given."""
     mtu: int = 0
-    up: bool = False
 
 
 def check_name(name: str) -> str:
@@ -98,8 +98,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def _end(end: VethEnd, extra: bytes = b"") -> bytes:
-    body = [IFINFO.pack(0, 0, end.index, IFF_UP if end.up else 0, IFF_UP if end.up else 0)]
+def _end(end: VethEnd, flags: int = 0, extra: bytes = b"") -> bytes:
+    body = [IFINFO.pack(0, 0, end.index, flags, flags)]
     body.append(attribute_text(IFLA_IFNAME, check_name(end.name)))
     if end.namespace is not None:
         body.append(attribute_u32(IFLA_NET_NS_FD, end.namespace))
@@ -110,15 +110,21 @@ def _end(end: VethEnd, extra: bytes = b"") -> bytes:
     return b"".join(body) + extra
 
 
-def add_veth(batch: Batch, end: VethEnd, peer: VethEnd) -> None:
-    """Make a veth pair, each end in its namespace with its name, address and MTU."""
+def add_veth(batch: Batch, end: VethEnd, peer: VethEnd, *, up: bool = False) -> None:
+    """Make a veth pair, each end in its namespace with its name, address and MTU.
+
+    `up` switches `end` on; the kernel can not do so with `peer` while it makes the pair.
+    """
     info = nested(
         IFLA_LINKINFO,
         attribute_text(IFLA_INFO_KIND, "veth"),
         nested(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, _end(peer))),
     )
     batch.add(
-        RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _end(end, info), f"make veth pair {end.name}, {peer.name}"
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        _end(end, IFF_UP if up else 0, info),
+        f"make veth pair {end.name}, {peer.name}",
     )
 
 
@@ -145,29 +151,31 @@ def set_link(
     """Change a link, given by index or name; what is not said stays as it is.
 
     `link_local=False` keeps the kernel from giving it an IPv6 link-local address (and so from soliciting
-    routers on it); it must be said before or with `up`. `master=0` takes it out of its bridge.
+    routers on it) when it comes up. `master=0` takes it out of its bridge.
     """
     index = link if isinstance(link, int) else 0
-    flags = 0 if up is None else IFF_UP
-    body = [IFINFO.pack(0, 0, index, IFF_UP if up else 0, flags)]
-    if isinstance(link, str):
-        body.append(attribute_text(IFLA_IFNAME, check_name(link)))
-    if rename:
-        body.append(attribute_text(IFLA_IFNAME, check_name(rename)))
-    if mtu:
-        body.append(attribute_u32(IFLA_MTU, mtu))
-    if gso_max_size:
-        body.append(attribute_u32(IFLA_GSO_MAX_SIZE, gso_max_size))
-    if mac:
-        body.append(attribute(IFLA_ADDRESS, mac))
-    if master is not None:
-        body.append(attribute_u32(IFLA_MASTER, master))
-    if namespace is not None:
-        body.append(attribute_u32(IFLA_NET_NS_FD, namespace))
-    if not link_local:
+    name = b"" if isinstance(link, int) else attribute_text(IFLA_IFNAME, check_name(link))
+    if not link_local:  # a message of its own, for within one the kernel switches on first
         mode = attribute_u8(IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE)
-        body.append(nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode)))
-    batch.add(RTM_NEWLINK, 0, b"".join(body), f"change link {link}")
+        body = IFINFO.pack(0, 0, index, 0, 0) + name
+        body += nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+        batch.add(RTM_NEWLINK, 0, body, f"keep link {link} from an IPv6 link-local address", NO_IPV6)
+    flags = 0 if up is None else IFF_UP
+    parts = [IFINFO.pack(0, 0, index, IFF_UP if up else 0, flags), name]
+    if rename:
+        parts.append(attribute_text(IFLA_IFNAME, check_name(rename)))
+    if mtu:
+        parts.append(attribute_u32(IFLA_MTU, mtu))
+    if gso_max_size:
+        parts.append(attribute_u32(IFLA_GSO_MAX_SIZE, gso_max_size))
+    if mac:
+        parts.append(attribute(IFLA_ADDRESS, mac))
+    if master is not None:
+        parts.append(attribute_u32(IFLA_MASTER, master))
+    if namespace is not None:
+        parts.append(attribute_u32(IFLA_NET_NS_FD, namespace))
+    if flags or len(parts) > 2:
+        batch.add(RTM_NEWLINK, 0, b"".join(parts), f"change link {link}")
 
 
 def delete_link(batch: Batch, link: int | str) -> None:
