@@ -63,6 +63,15 @@ COOKIE_SECRET_TIME = (
 )
 COOKIE_SECRET_LATENCY = 5.0  # a cookie this close to its end is not used any more: it may expire on its way
 
+LOAD_RATE = 200.0  # handshake messages per second with a valid mac1 that are no load yet (implementation)
+LOAD_BURST = 200.0  # of them at once (implementation)
+LOAD_TIME = 1.0  # seconds that under-load lasts after the last excess (implementation)
+SOURCE_RATE = 20.0  # handshake messages per second and source that are read under load (implementation)
+SOURCE_BURST = 5.0  # of them at once (implementation)
+SOURCES_MAX = 4096  # sources that are remembered under load (implementation)
+INITIATION_INTERVAL = 0.02  # least seconds between two initiations of one peer that are read (implementation)
+INDICES_MAX = 2**17  # handshakes and keypairs of one daemon (implementation)
+
 # --- Replay (paper, 5.4.6; RFC 6479) ------------------------------------------------------------------
 
 REPLAY_WORD = 64  # bits of one word of the ring
@@ -74,4 +83,7 @@ REPLAY_WINDOW = (
 # --- The mesh's own ------------------------------------------------------------------------------------
 
 MESH_RETRY_TIMES = (0.25, 0.5, 1.0, 2.0, 5.0)  # between initiations of two meshds; the last one repeats
+MESH_RETRY_JITTER = 0.1  # share of the wait that is added at most, at random
+MESH_TIE_TIME = 0.75  # seconds: so long the lower key's handshake may refuse the other's
+MESH_RIVAL_TIME = 1.0  # seconds that a handshake which we answered is given before ours goes on
 SUPERFRAME_LABEL = b"crossedge/superframe/v1/"  # an AEAD's name follows
