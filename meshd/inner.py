@@ -18,7 +18,8 @@ are big-endian. Each message starts with
         +--------+--------+--------+--------+-----------------+
         version 1; AEADs: bit 0 AES-256-GCM, bit 1 ChaCha20-Poly1305; GSO types that the sender can write:
         bit 0 TCPV4, bit 1 TCPV6, bit 2 UDP_L4; largest chunk u32: the longest chunk datagram it takes.
-        flag 1: your Hello of this keypair has arrived
+        flag 1: your Hello of this keypair has arrived; flag 2: answer, I do not know that mine did. A Hello
+        is sent again until one with flag 1 comes back; only one with flag 2 is answered
     2 Probe      number: the probe's id
         8                          16
         +--------------------------+---- ... ----+
@@ -55,7 +56,8 @@ from crossedge.wire.errors import WireError
 
 VERSION: Final = 1
 HELLO, PROBE, PROBE_REPLY, STATEMENT = 1, 2, 3, 4
-FLAG: Final = 1  # the one flag each message has
+FLAG: Final = 1  # a Hello's "heard", a probe's "answer in full"
+FLAG_ANSWER: Final = 2  # of a Hello
 LENGTH_MAX: Final = 0xFFFF
 
 _HEADER = struct.Struct(">BBHI")
@@ -91,6 +93,7 @@ class Hello:
 
     receiver: int
     heard: bool
+    answer: bool
     aeads: Aeads
     gso: Gso
     largest_chunk: int
@@ -99,7 +102,8 @@ class Hello:
     def encode(self) -> bytes:
         """Return the plaintext."""
         body = _HELLO.pack(self.version, self.aeads, self.gso, self.largest_chunk)
-        return _pack(HELLO, self.heard, self.receiver, body)
+        flags = (FLAG if self.heard else 0) | (FLAG_ANSWER if self.answer else 0)
+        return _pack(HELLO, flags, self.receiver, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class Probe:
 
     def encode(self) -> bytes:
         """Return the plaintext; the datagram has exactly `size` bytes if WireGuard adds no padding."""
-        return _pack(PROBE, self.full_reply, self.id, _PROBE.pack(_nano(self.sent)), self.size)
+        return _pack(PROBE, FLAG if self.full_reply else 0, self.id, _PROBE.pack(_nano(self.sent)), self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class ProbeReply:
     def encode(self) -> bytes:
         """Return the plaintext."""
         body = _REPLY.pack(_nano(self.sent), _nano(self.arrived), _nano(self.answered), self.probe_size)
-        return _pack(PROBE_REPLY, False, self.id, body, self.size)
+        return _pack(PROBE_REPLY, 0, self.id, body, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class Statement:
     def encode(self) -> bytes:
         """Return the plaintext."""
         lengths = _STATEMENT.pack(len(self.record), len(self.certificate))
-        return _pack(STATEMENT, False, 0, lengths + self.record + self.certificate)
+        return _pack(STATEMENT, 0, 0, lengths + self.record + self.certificate)
 
 
 Inner = Hello | Probe | ProbeReply | Statement
@@ -155,10 +159,10 @@ def _nano(seconds: float) -> int:
     return round(seconds * _NANO) & _U64
 
 
-def _pack(kind: int, flag: bool, number: int, body: bytes, size: int = 0) -> bytes:
+def _pack(kind: int, flags: int, number: int, body: bytes, size: int = 0) -> bytes:
     """Return header, body and zeros up to a datagram of `size` bytes."""
     length = max(_HEADER.size + len(body), size - TRANSPORT_OVERHEAD)
-    message = _HEADER.pack(kind, FLAG if flag else 0, length, number) + body
+    message = _HEADER.pack(kind, flags, length, number) + body
     return message + bytes(length - len(message))
 
 
@@ -194,7 +198,8 @@ def decode(plaintext: bytes) -> Inner:
         version, aeads, gso, largest = _HELLO.unpack_from(plaintext, _HEADER.size)
         if not version:
             raise WireError("bad-version", "hello")
-        return Hello(number, flag, Aeads(aeads & 3), Gso(gso & 7), largest, version)
+        answer = bool(flags & FLAG_ANSWER)
+        return Hello(number, flag, answer, Aeads(aeads & 3), Gso(gso & 7), largest, version)
     if kind == STATEMENT:
         _need(body, _STATEMENT)
         record, certificate = _STATEMENT.unpack_from(plaintext, _HEADER.size)

@@ -25,10 +25,13 @@ from crossedge.wire.errors import WireError
 
 GOLDEN: list[tuple[Inner, str]] = [
     (
-        Hello(0xA1B2C3D4, False, Aeads.AES_256_GCM | Aeads.CHACHA20_POLY1305, Gso(7), 65400),
-        "01000010a1b2c3d4" + "01030700" + "0000ff78",
+        Hello(0xA1B2C3D4, False, True, Aeads.AES_256_GCM | Aeads.CHACHA20_POLY1305, Gso(7), 65400),
+        "01020010a1b2c3d4" + "01030700" + "0000ff78",
     ),
-    (Hello(1, True, Aeads.CHACHA20_POLY1305, Gso(0), 1472), "0101001000000001" + "01020000" + "000005c0"),
+    (
+        Hello(1, True, False, Aeads.CHACHA20_POLY1305, Gso(0), 1472),
+        "0101001000000001" + "01020000" + "000005c0",
+    ),
     (Probe(7, 1.5), "0200001000000007" + "0000000059682f00"),
     (Probe(8, 0.0, size=56, full_reply=True), "0201001800000008" + "00" * 16),
     (
