@@ -1,0 +1,52 @@
+"""The clocks: one that only goes forward, and one that may be wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+
+STA_UNSYNC = 0x0040
+TRIES = 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Timex(ctypes.Structure):
+    """The head of struct timex (adjtimex(2)) and room for its tail."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+def boottime() -> float:
+    """Return seconds since boot, suspension included: `now` of all our cores."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def realtime_offset() -> float:
+    """Return what must be added to `boottime` to get Unix time, in seconds, as the machine has it now.
+
+    Reading two clocks takes time, in which we may be interrupted; the tightest of a few tries is taken.
+    """
+    best = (float("inf"), 0.0)
+    for _ in range(TRIES):
+        before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        unix = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        best = min(best, (after - before, (2 * unix - before - after) / 2e9))
+    return best[1]
+
+
+def synchronised() -> bool:
+    """Tell whether something (NTP, PTP) keeps the clock right, as far as the kernel knows."""
+    timex = _Timex()
+    if _libc.adjtimex(ctypes.byref(timex)) < 0:
+        return False
+    return not timex.status & STA_UNSYNC

@@ -1,0 +1,118 @@
+"""Sysctls that we need, with what they were before.
+
+Names are paths below /proc/sys ("net/ipv4/conf/eth0.5/rp_filter"), because the name of a link may hold dots.
+Those below net/ are of the calling thread's network namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path("/proc/sys")
+
+
+def read(name: str) -> str | None:
+    """Return the value of a sysctl; None where the kernel has none of that name."""
+    try:
+        return (ROOT / name).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write(name: str, value: str) -> None:
+    """Set a sysctl; raises `OSError`."""
+    (ROOT / name).write_text(value)
+
+
+class Change(NamedTuple):
+    """A sysctl that we changed."""
+
+    before: str
+    ours: str
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A sysctl that was asked for."""
+
+    name: str
+    wanted: str
+    before: str | None
+    """What it was when we first changed it; None where it was right already, or cannot be known."""
+    now: str | None
+    """What it is; None where the kernel does not have it."""
+    error: str = ""
+    """Why it could not be set."""
+
+    @property
+    def met(self) -> bool:
+        """Whether it is as we need it, or does not exist here (no IPv6, say)."""
+        return self.now is None or self.now == self.wanted
+
+
+class Sysctls:
+    """The sysctls that one program needs."""
+
+    def __init__(self, changes: Mapping[str, Change] | None = None) -> None:
+        """Start from the changes that an earlier life recorded."""
+        self.changes: dict[str, Change] = dict(changes or {})
+        """What we changed, by name; to be kept across restarts, so that it can be undone."""
+        self._wanted: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
+
+    def require(self, name: str, value: str) -> bool:
+        """Set a sysctl unless it is right; return whether it was changed. A failure is told by `report`."""
+        self._wanted[name] = value
+        self._errors.pop(name, None)
+        now = read(name)
+        if now is None or now == value:
+            return False
+        try:
+            write(name, value)
+        except OSError as error:
+            self._errors[name] = error.strerror or str(error)
+            return False
+        before = self.changes[name].before if name in self.changes else now
+        self.changes[name] = Change(before, value)
+        return True
+
+    def forget(self, name: str) -> None:
+        """Need a sysctl no longer, because what it belongs to is gone; it is neither set nor restored."""
+        self._wanted.pop(name, None)
+        self._errors.pop(name, None)
+        self.changes.pop(name, None)
+
+    def enforce(self) -> list[str]:
+        """Set again what somebody changed; return the names of what was."""
+        return [name for name, value in list(self._wanted.items()) if self.require(name, value)]
+
+    def report(self) -> list[Needed]:
+        """Return all that were asked for, as they are now."""
+        return [
+            Needed(
+                name,
+                value,
+                self.changes[name].before if name in self.changes else None,
+                read(name),
+                self._errors.get(name, ""),
+            )
+            for name, value in self._wanted.items()
+        ]
+
+    def restore(self) -> list[str]:
+        """Undo our changes, last first, where the value still is ours; return the names."""
+        restored = []
+        for name, change in reversed(self.changes.items()):
+            if read(name) != change.ours:
+                continue
+            try:
+                write(name, change.before)
+            except OSError:
+                continue
+            restored.append(name)
+        self.changes.clear()
+        self._wanted.clear()
+        return restored
