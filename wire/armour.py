@@ -4,7 +4,8 @@
     (base64, 64 characters a line)
     -----END CROSSEDGE BUNDLE-----
 
-Text before and after is ignored, so that a file may carry a comment.
+Text before and after is ignored, so that a file may carry a comment, or blocks of several labels; of one
+label the first counts.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def dearmour(label: str, text: bytes, limit: int) -> bytes:
     """Return the data in untrusted text; at most `limit` bytes of data. Raises only `WireError`."""
     if len(text) > limit * 2 + 4096:
         raise WireError("too-long", f"{len(text)} bytes of text")
-    begin = _BEGIN.search(text)
+    blocks = list(_BEGIN.finditer(text))
+    begin = next((block for block in blocks if block[1].decode() == label), None)
+    if begin is None and blocks:
+        raise WireError("other-label", f"it is a CROSSEDGE {blocks[0][1].decode()}, not a CROSSEDGE {label}")
     if begin is None:
         raise WireError("not-armoured", f"no BEGIN CROSSEDGE {label} line")
-    found = begin[1].decode()
-    if found != label:
-        raise WireError("other-label", f"it is a CROSSEDGE {found}, not a CROSSEDGE {label}")
     inner, end, _ = text[begin.end() :].partition(f"-----END CROSSEDGE {label}-----".encode())
     if not end:
         raise WireError("not-armoured", f"no END CROSSEDGE {label} line")

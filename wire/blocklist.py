@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from crossedge.wire.armour import armour, dearmour
 from crossedge.wire.certificate import Certificate
 from crossedge.wire.codec import U64, Bytes16, Bytes32, Key
 from crossedge.wire.errors import IdentityError
@@ -32,6 +33,15 @@ class Delegation(Signed):
     last_serial: Annotated[U64, Key("s")]
     """The highest serial that a list by this key may have."""
 
+    def to_text(self) -> str:
+        """Return the armoured text of a signed delegation."""
+        return armour("DELEGATION", self.encode())
+
+    @classmethod
+    def from_text(cls, text: bytes) -> Delegation:
+        """Return the delegation in untrusted armoured text, not verified; raises only `WireError`."""
+        return cls.decode(dearmour("DELEGATION", text, cls.LIMIT))
+
     @model_validator(mode="after")
     def _consistent(self) -> Delegation:
         if self.not_after < self.not_before:
@@ -54,6 +64,15 @@ class Blocklist(Signed):
     """Name to lowest valid serial."""
     delegation: Annotated[bytes, Field(max_length=Delegation.LIMIT), Key("d")] = b""
     """An encoded `Delegation` where a revoke-only key signed; b"" where the authority did."""
+
+    def to_text(self) -> str:
+        """Return the armoured text of a signed list."""
+        return armour("BLOCKLIST", self.encode())
+
+    @classmethod
+    def from_text(cls, text: bytes) -> Blocklist:
+        """Return the list in untrusted armoured text, not verified; raises only `WireError`."""
+        return cls.decode(dearmour("BLOCKLIST", text, cls.LIMIT))
 
     def verify(self, ca_public: bytes) -> None:
         """Check that this authority, or a key that it lets revoke, signed it; `IdentityError` otherwise.

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field, InstanceOf, model_validator
 
+from crossedge.wire.armour import armour, dearmour
 from crossedge.wire.codec import U64, Bytes8, Bytes16, Bytes32, Key
 from crossedge.wire.endpoint import Network
 from crossedge.wire.errors import IdentityError
@@ -38,6 +39,15 @@ class Request(Signed):
     ed25519: Annotated[Bytes32, Key("d")]
     issued: Annotated[U64, Key("i")]
     """Unix time in seconds, as far as the node knew it."""
+
+    def to_text(self) -> str:
+        """Return the armoured text of a signed request."""
+        return armour("REQUEST", self.encode())
+
+    @classmethod
+    def from_text(cls, text: bytes) -> Request:
+        """Return the request in untrusted armoured text, not verified; raises only `WireError`."""
+        return cls.decode(dearmour("REQUEST", text, cls.LIMIT))
 
     def verify(self) -> None:
         """Check that the node holds the signing key that it names; `IdentityError` otherwise."""

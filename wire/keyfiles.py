@@ -16,6 +16,19 @@ MODE: Final = 0o600
 """The permissions of a private key file."""
 
 
+CA_FILE: Final = "ca.key"
+"""The authority's key in its state directory."""
+
+SESSION_FILE: Final = "session.key"
+"""The node's WireGuard (X25519) key in its key directory."""
+
+SIGNING_FILE: Final = "signing.key"
+"""The node's signing (Ed25519) key in its key directory."""
+
+BUNDLE_FILE: Final = "node.bundle"
+REQUEST_FILE: Final = "node.request"
+
+
 class KeyKind(StrEnum):
     """What a private key is for; the value is the label of its armour."""
 
