@@ -1,0 +1,18 @@
+"""What a core wants sent."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from crossedge.wire.endpoint import Endpoint
+
+
+class Transmit(NamedTuple):
+    """A datagram on its way out."""
+
+    destination: Endpoint
+    datagram: bytes
+    ttl: int | None = None
+    """IP time to live (hop limit), None for the usual."""
+    local: int = 0
+    """Number of the socket to send from, where the core has more than one."""
