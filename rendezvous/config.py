@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from crossedge.rendezvous.relay import RelayLimits
+from crossedge.rendezvous.settings import RelayLimits, SourceLimits
 from crossedge.wire.endpoint import UdpEndpoint, parse_endpoint
 from crossedge.wire.errors import ConfigError
 from crossedge.wire.settings import Settings, parse_settings
@@ -59,61 +59,13 @@ Address = Annotated[str, BeforeValidator(_address)]
 NetworkKey = Annotated[bytes, BeforeValidator(_network_key)]
 
 
-class SourceLimits(Settings):
-    """What one source prefix (IPv4 /24, IPv6 /56) or one node may ask for, and how much is kept."""
-
-    slots: int = Field(65_536, ge=64, le=1 << 22)
-    """Token buckets in each table; memory is about 30 bytes each."""
-    stun_rate: float = Field(10.0, ge=1)
-    """Answers per second and prefix to STUN requests that are shorter than the answer."""
-    stun_padded_rate: float = Field(200.0, ge=1)
-    """Answers per second and prefix to STUN requests at least as long as the answer."""
-    cookie_rate: float = Field(400.0, ge=1)
-    """Cookie replies per second and prefix."""
-    handshake_rate: float = Field(400.0, ge=1)
-    """Key agreements per second and prefix with senders that hold a cookie and have no lease."""
-    handshake_total: float = Field(4_000.0, ge=1)
-    """Key agreements per second in all (each costs about 40 us)."""
-    node_rate: float = Field(100.0, ge=1)
-    """Messages per second that one registered node may send; the burst is two seconds of it."""
-    page_rate: float = Field(500.0, ge=1)
-    """Directory pages per second that one registered node may pull; the burst is two seconds of it."""
-    nodes: int = Field(16_384, ge=1, le=1 << 20)
-    """Nodes whose records are kept, per network."""
-    lease: float = Field(90.0, ge=15, le=600)
-    """Seconds after its last message until a node counts as gone."""
-
-
-class RelaySettings(Settings):
-    """What the relay may spend."""
-
-    channels: int = Field(65_536, ge=0, le=1 << 22)
-    """Channels in all; 0 switches the relay off."""
-    channels_per_node: int = Field(2_048, ge=1)
-    """Channels that one node may be a side of."""
-    idle: float = Field(180.0, ge=30)
-    """Seconds without use until a channel is forgotten."""
-    node_rate: float = Field(12_500_000.0, ge=0)
-    """Bytes per second that one node may send through the relay; 0 is without limit."""
-    network_rate: float = Field(125_000_000.0, ge=0)
-    """Bytes per second that one network may send through the relay; 0 is without limit."""
-
-    def limits(self) -> RelayLimits:
-        """Return the limits as the relay core takes them."""
-        return RelayLimits(
-            channels=self.channels,
-            channels_per_node=self.channels_per_node,
-            idle=self.idle,
-            node_rate=self.node_rate,
-            network_rate=self.network_rate,
-        )
-
-
 class RendezvousConfig(Settings):
     """rendezvous.toml."""
 
     networks: tuple[NetworkKey, ...] = Field(min_length=1)
     """CA keys (base64) of the networks that are served."""
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9.:_-]{0,253}$")
+    """Host name or address under which nodes reach this server, for what `show` prints; "" finds one."""
     listen: tuple[Listen, ...] = Field(
         (UdpEndpoint("0.0.0.0", DEFAULT_PORT), UdpEndpoint("::", DEFAULT_PORT)), min_length=1, max_length=8
     )
@@ -132,7 +84,7 @@ class RendezvousConfig(Settings):
     control_socket: Path = Path("/run/crossedge/rendezvous.sock")
     """Unix socket of `crossedge-rendezvous status`."""
     limits: SourceLimits = SourceLimits()
-    relay: RelaySettings = RelaySettings()
+    relay: RelayLimits = RelayLimits()
     disable_offloads: tuple[Literal["gso", "gro"], ...] = ()
     """UDP offloads not to use even where the kernel has them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -8,12 +8,15 @@ a slot inherits what is left in it.
 from __future__ import annotations
 
 import socket
+from array import array
 from collections.abc import Callable
 
 WAYS = 4
 """Slots that one key may live in."""
 
 _WORD = (1 << 64) - 1
+NO_KEY = _WORD
+"""What stands in a slot that nobody has had."""
 _V6 = 1 << 56
 
 
@@ -54,7 +57,7 @@ class Bucket:
 
 
 class BucketTable:
-    """Token buckets for any number of keys in `slots` slots.
+    """Token buckets for any number of 64-bit keys in `slots` slots.
 
     Keys are spread by multiply-shift hashing with a secret multiplier, so that nobody outside can choose
     whom to share a set with. In a full set the newcomer takes the slot with most tokens, as they are.
@@ -65,9 +68,9 @@ class BucketTable:
         self._shift = 64 - bits
         self._multiplier = int.from_bytes(random(8)) | 1
         size = WAYS << bits
-        self._keys = [-1] * size
-        self._tokens = [burst] * size
-        self._stamps = [0.0] * size
+        self._keys = array("Q", [NO_KEY]) * size
+        self._tokens = array("d", [burst]) * size
+        self._stamps = array("d", [0.0]) * size
         self._rate = rate
         self._burst = burst
 
@@ -96,6 +99,13 @@ class BucketTable:
             return 0.0
         tokens[slot] = level - taken
         return taken
+
+    def refund(self, key: int, amount: float) -> None:
+        """Give back what was taken and not used."""
+        base = ((key * self._multiplier & _WORD) >> self._shift) * WAYS
+        for slot in range(base, base + WAYS):
+            if self._keys[slot] == key:
+                self._tokens[slot] = min(self._burst, self._tokens[slot] + amount)
 
     def _level(self, slot: int, now: float) -> float:
         elapsed = max(0.0, now - self._stamps[slot])

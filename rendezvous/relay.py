@@ -15,32 +15,17 @@ from typing import NamedTuple
 
 from crossedge.rendezvous.deadlines import Deadlines
 from crossedge.rendezvous.limits import Bucket
+from crossedge.rendezvous.settings import RelayLimits
 from crossedge.wire.demux import Buffer
 from crossedge.wire.endpoint import UdpEndpoint
 from crossedge.wire.errors import WireError
 from crossedge.wire.relay import HEADER, unpack_header
 
-
-@dataclass(frozen=True, slots=True)
-class RelayLimits:
-    """What the relay may spend. A rate of 0 means without limit."""
-
-    channels: int = 65_536
-    """Channels in all."""
-    channels_per_node: int = 2_048
-    """Channels that one node may be a side of."""
-    idle: float = 180.0
-    """Seconds without a datagram, `Bind` or `Call` until a channel is forgotten."""
-    node_rate: float = 12_500_000.0
-    """Bytes per second that one node may send through all its channels."""
-    network_rate: float = 125_000_000.0
-    """Bytes per second that one network may send through all its channels."""
-    burst: float = 0.25
-    """Seconds of the rate that may be sent at once (at least one full train)."""
-
+BURST_TIME = 0.25
+"""Seconds of its rate that a node or a network may send at once (or one full train, if that is more)."""
 
 FULL_TRAIN = 65_536.0
-"""Bytes of the largest train, the least that a burst allows."""
+"""Bytes of the largest train."""
 
 
 @dataclass(slots=True)
@@ -51,6 +36,8 @@ class Side:
     endpoint: UdpEndpoint
     local: int
     """Our socket that the node's NAT knows, the one to send from."""
+    control_key: bytes = b""
+    """The node's control key at that time: another one means that the node restarted."""
     seq: int = 0
     """Sequence number of the `Bind` that set the endpoint; 0 until there was one."""
     datagrams: int = 0
@@ -110,13 +97,24 @@ class Relay:
     def open(self, network: bytes, caller: Side, callee: Side, now: float) -> Channel | None:
         """Return the channel of an unordered pair, made if there is none; None where a bound is reached.
 
-        A channel that exists keeps its sides: an endpoint that a `Bind` set is moved by `Bind` alone.
+        A side that a `Bind` set is moved by `Bind` alone, as long as the node lives; one that never was
+        bound, or by a node that has restarted since, follows the lease.
         """
         pair = _pair(caller.node, callee.node)
         number = self._pairs.get(pair)
         if number is not None:
             channel = self._channels[number]
             channel.used = now
+            for fresh in (caller, callee):
+                sides = channel.side_of(fresh.node)
+                if sides is not None and (not sides[0].seq or sides[0].control_key != fresh.control_key):
+                    mine = sides[0]
+                    mine.endpoint, mine.local, mine.control_key = (
+                        fresh.endpoint,
+                        fresh.local,
+                        fresh.control_key,
+                    )
+                    mine.seq = 0
             return channel
         if len(self._channels) >= self._limits.channels:
             self.dropped["channel-table-full"] += 1
@@ -194,21 +192,26 @@ class Relay:
         try:
             channel = self._channels.get(unpack_header(train[start:end]))
         except WireError as error:
-            return self._drop(error.reason, count)
+            self._drop(error.reason, count)
+            return None
         if channel is None:
-            return self._drop("unknown-channel", count)
+            self._drop("unknown-channel", count)
+            return None
         first, second = channel.sides
         if first.endpoint == source:
             side, other = first, second
         elif second.endpoint == source:
             side, other = second, first
         else:
-            return self._drop("not-a-side", count)
+            self._drop("not-a-side", count)
+            return None
         quota = self._network_quota[channel.network]
         if not quota.has(now, size):
-            return self._drop("network-quota", count)
+            self._drop("network-quota", count)
+            return None
         if not self._node_quota[side.node].take(now, size):
-            return self._drop("node-quota", count)
+            self._drop("node-quota", count)
+            return None
         quota.take(now, size)
         channel.used = now
         side.datagrams += count
@@ -250,7 +253,7 @@ class Relay:
             self._deadlines.discard(number)
 
     def _bucket(self, rate: float, now: float) -> Bucket:
-        return Bucket(rate, max(FULL_TRAIN, rate * self._limits.burst), now)
+        return Bucket(rate, max(FULL_TRAIN, rate * BURST_TIME), now)
 
     def _drop(self, reason: str, count: int) -> None:
         self.dropped[reason] += count
