@@ -36,9 +36,7 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))  # RFC 9
 TCP_CHECKSUM: Final = 16  # offsets of the checksum fields in their headers
 UDP_CHECKSUM: Final = 6
 
-_V4 = Struct("!BxHxxHxB")  # version and length of header, total length, fragment, protocol
-_V6 = Struct("!4xHB")  # payload length, next header
-_WORD = Struct("!H")
+_V4 = Struct("!B5xHxB")  # version and length of header, fragment, protocol
 
 
 class Layout(NamedTuple):
@@ -59,26 +57,39 @@ def dissect(packet: Buffer) -> Layout:
 
     A packet whose length field differs from its real length is refused, whichever is longer.
     """
+    layout = outline(packet)
+    if claimed_length(packet) != len(packet):
+        raise WireError("inner-length")
+    return layout
+
+
+def outline(packet: Buffer) -> Layout:
+    """Return the layout of untrusted bytes that begin with IP headers; raises only `WireError`.
+
+    Nothing is said about the length that the headers claim: a part of a super-packet still has the whole's.
+    """
     size = len(packet)
     if size < IPV4_HEADER:
         raise WireError("inner-truncated")
     version = packet[0] >> 4
     if version == 4:
-        first, total, fragment, protocol = _V4.unpack_from(packet)
+        first, fragment, protocol = _V4.unpack_from(packet)
         header = (first & 15) * 4
         if header < IPV4_HEADER or header > size:
             raise WireError("inner-header")
-        if total != size:
-            raise WireError("inner-length")
         return Layout(4, header, protocol, bool(fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET)))
     if version != 6:
         raise WireError("inner-version")
     if size < IPV6_HEADER:
         raise WireError("inner-truncated")
-    payload, protocol = _V6.unpack_from(packet)
-    if payload + IPV6_HEADER != size:
-        raise WireError("inner-length")
-    return _follow(packet, size, protocol)
+    return _follow(packet, size, packet[6])
+
+
+def claimed_length(packet: Buffer) -> int:
+    """Return the length in bytes that the IP header of an outlined packet states for the whole packet."""
+    if packet[0] >> 4 == 4:
+        return packet[2] << 8 | packet[3]
+    return IPV6_HEADER + (packet[4] << 8 | packet[5])
 
 
 def _follow(packet: Buffer, size: int, protocol: int) -> Layout:

@@ -1,0 +1,198 @@
+"""Superframes: how two meshds carry packets and super-packets. The format, and sealing.
+
+A datagram, numbers little-endian like WireGuard's:
+
+     0                   1                   2                   3
+     0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+    +---------------+---------------+---------------+---------------+
+    |     0xCE      |     0x03      |     index     |     count     |
+    +---------------+---------------+---------------+---------------+
+    |                        receiver index                         |
+    +---------------------------------------------------------------+
+    |                            counter                            |
+    |                           (64 bits)                           |
+    +---------------------------------------------------------------+
+    |              a record's ciphertext and tag, or a part of it   |
+
+A record is sealed once and fills `count` datagrams of one size; its counter is that of its first datagram,
+and the next record's is greater by `count`. With count 2 or more, `index` numbers the datagrams. A record of
+one datagram may be a piece of a super-packet: `index` is then the piece's position in it, else 0.
+
+The nonce is index (0 where count is 2 or more), count, two zero bytes, counter: so the whole header is
+authenticated, the receiver index by the key. There is no associated data.
+
+The plaintext is frames, one after the other, then zeros as padding:
+
+     0        1        2                 4                                   8
+    +--------+--------+-----------------+-----------------------------------+---- ...
+    | flags  | type   | segment size    | length of the packet              | packet
+    +--------+--------+-----------------+-----------------------------------+---- ...
+
+Flags: 1 the transport checksum is partial, 2 this reaches the end of the super-packet. Types are virtio's: 0
+a packet, 1 and 4 TCP over IPv4 and IPv6, 5 UDP super-packets. A length of 0 begins the padding.
+
+A super-packet that does not fit one datagram is cut into pieces with equally long payload (the last may be
+shorter), each alone in its record behind a copy of the whole's headers, unchanged. TCP is cut as the path
+wants it, because its receiver sees a stream; UDP only between its datagrams. So a lost datagram costs what
+was in it and no more, and consecutive pieces become one, possibly shorter, super-packet again.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+from crossedge.meshd.constants import TAG_SIZE
+from crossedge.meshd.keypair import Aead, Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.train import TRAIN_SEGMENTS, Train
+
+MAGIC: Final = 0x03CE  # CE 03, read as a little-endian word
+HEADER: Final = Struct("<HBBIQ")
+HEADER_SIZE: Final = HEADER.size
+OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
+FRAME: Final = Struct("<BBHI")
+FRAME_SIZE: Final = FRAME.size
+
+PARTIAL_CHECKSUM: Final = 1
+LAST_PIECE: Final = 2
+FRAME_FLAGS: Final = PARTIAL_CHECKSUM | LAST_PIECE
+
+POSITIONS: Final = 256  # pieces of one super-packet
+RECORD_DATAGRAMS: Final = TRAIN_SEGMENTS  # so that a record is one train
+PADDING_SHARE: Final = 8  # a record is padded by up to an eighth of its length to stay in its train
+
+
+def nonce(counter: int, count: int, position: int = 0) -> bytes:
+    """Return the nonce of a record."""
+    return (counter << 32 | count << 8 | position).to_bytes(12, "little")
+
+
+def room(link: Link) -> int:
+    """Return how much plaintext, in bytes, a record of one datagram has room for."""
+    return min(link.datagram_size, link.largest_chunk) - OVERHEAD
+
+
+class SuperframeSealer:
+    """Seals frames and super-packets into the train."""
+
+    __slots__ = ("_scratch", "_train", "_view")
+
+    def __init__(self, train: Train) -> None:
+        self._train = train
+        self._scratch = bytearray(65_536)
+        self._view = memoryview(self._scratch)
+
+    def frames(self, link: Link, keypair: Keypair, frames: memoryview, ends: list[int]) -> int:
+        """Seal whole frames that lie one after the other and end at `ends`.
+
+        As many as fit share a record of one datagram; one that does not fit gets a record of several. Returns
+        how many had no room even so.
+        """
+        aead = keypair.chunks_send
+        if aead is None:
+            return len(ends)
+        limit = room(link)
+        records: list[tuple[int, int]] = []
+        start = end = 0
+        for after in ends:
+            if after - start > limit and end > start:
+                records.append((start, end))
+                start = end
+            end = after
+        records.append((start, end))
+        longest = max((end - start for start, end in records if end - start <= limit), default=0)
+        refused = 0
+        for start, end in records:
+            size = end - start
+            if size > limit:
+                refused += not self._spread(link, keypair, aead, frames[start:end])
+            elif size < longest and (longest - size) * PADDING_SHARE <= longest and end < ends[-1]:
+                padded = self._view[:longest]
+                padded[:size] = frames[start:end]
+                padded[size:] = bytes(longest - size)
+                self._seal(link, keypair, aead, padded)
+            else:
+                self._seal(link, keypair, aead, frames[start:end])
+        return refused
+
+    def pieces(
+        self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int, head: int, stride: int
+    ) -> None:
+        """Seal a super-packet's frame, `buffer[start:end]`, as pieces, overwriting it.
+
+        `head` is the length of its frame header and packet headers, `stride` that of a piece's payload; the
+        frame header is written except for the length. Sealed from first to last: the headers are copied over
+        the end of the piece before, which is sealed already.
+        """
+        aead = keypair.chunks_send
+        if aead is None:
+            raise ValueError("superframes are not agreed under this keypair")
+        train, view = self._train, memoryview(buffer)
+        train.send()
+        flags, gso_type, gso_size, _ = FRAME.unpack_from(buffer, start)
+        pieces = -(-(end - start - head) // stride)
+        full = head + stride
+        FRAME.pack_into(buffer, start, flags, gso_type, gso_size, full - FRAME_SIZE)
+        template = bytes(view[start : start + head])
+        segment = full + OVERHEAD
+        capacity = train.capacity(link, segment)
+        counter = keypair.reserve_chunks(pieces)
+        remote = keypair.remote_index
+        out, target, seal = train.buffer, train.view, aead.encrypt_into
+        used = 0
+        count = 0
+        for position in range(pieces):
+            if position:
+                buffer[start : start + head] = template
+            stop = start + full
+            if position == pieces - 1:
+                stop = end
+                FRAME.pack_into(
+                    buffer, start, flags | LAST_PIECE, gso_type, gso_size, stop - start - FRAME_SIZE
+                )
+            HEADER.pack_into(out, used, MAGIC, position, 1, remote, counter)
+            after = used + stop - start + OVERHEAD
+            seal(
+                (counter << 32 | 0x100 | position).to_bytes(12, "little"),
+                view[start:stop],
+                None,
+                target[used + HEADER_SIZE : after],
+            )
+            counter += 1
+            start += stride
+            used = after
+            count += 1
+            if count == capacity or stop == end:
+                train.load(link, segment, count, used)
+                train.send()
+                used = count = 0
+
+    def _seal(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> None:
+        """Seal a record of one datagram."""
+        size = len(plaintext) + OVERHEAD
+        train = self._train
+        counter = keypair.reserve_chunks(1)
+        offset = train.place(link, size)
+        HEADER.pack_into(train.buffer, offset, MAGIC, 0, 1, keypair.remote_index, counter)
+        aead.encrypt_into(
+            nonce(counter, 1), plaintext, None, train.view[offset + HEADER_SIZE : offset + size]
+        )
+
+    def _spread(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> bool:
+        """Seal a record of several datagrams of equal size; False where it would take too many."""
+        most = room(link) + TAG_SIZE
+        count = -(-(len(plaintext) + TAG_SIZE) // most)
+        if count > RECORD_DATAGRAMS:
+            return False
+        size = -(-(len(plaintext) + TAG_SIZE) // count)
+        padding = count * size - TAG_SIZE - len(plaintext)
+        counter = keypair.reserve_chunks(count)
+        sealed = aead.encrypt(nonce(counter, count), bytes(plaintext) + bytes(padding), None)
+        train = self._train
+        for index in range(count):
+            offset = train.place(link, HEADER_SIZE + size)
+            HEADER.pack_into(train.buffer, offset, MAGIC, index, count, keypair.remote_index, counter)
+            part = sealed[index * size : (index + 1) * size]
+            train.view[offset + HEADER_SIZE : offset + HEADER_SIZE + size] = part
+        return True

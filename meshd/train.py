@@ -1,0 +1,84 @@
+"""Trains: equal datagrams to one peer, built side by side in one buffer, sent by one system call.
+
+UDP_SEGMENT cuts a train into datagrams of one size; only the last may be shorter. The bounds below are what
+goes out as one train everywhere: the kernel refuses more than 128 segments, and sends a train of nearly 64
+KiB as single datagrams, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from crossedge.meshd.link import Link
+from crossedge.wire.endpoint import Endpoint
+
+TRAIN_SEGMENTS: Final = 64
+TRAIN_BYTES: Final = 65_400
+
+Transmit = Callable[[Endpoint, memoryview, int], None]
+"""Send a buffer as datagrams of so many bytes (the last may be shorter); the memory is reused afterwards."""
+
+
+class Train:
+    """The one send buffer. A datagram that does not fit what is in it lets that go first."""
+
+    __slots__ = ("_closed", "_count", "_link", "_segment", "_transmit", "_used", "buffer", "view")
+
+    def __init__(self, transmit: Transmit) -> None:
+        self.buffer = bytearray(65_536)
+        self.view = memoryview(self.buffer)
+        self._transmit = transmit
+        self._link: Link | None = None
+        self._used = 0
+        self._count = 0
+        self._segment = 0
+        self._closed = False
+
+    def place(self, link: Link, size: int) -> int:
+        """Return where in the buffer the next datagram of `size` bytes has to be written."""
+        if self._count and (
+            link is not self._link
+            or self._closed
+            or size > self._segment
+            or self._count == TRAIN_SEGMENTS
+            or self._used + size + (self._count + 1) * link.overhead > TRAIN_BYTES
+        ):
+            self.send()
+        if not self._count:
+            self._link = link
+            self._segment = size
+        elif size < self._segment:
+            self._closed = True
+        offset = self._used
+        self._used = offset + size
+        self._count += 1
+        return offset
+
+    @staticmethod
+    def capacity(link: Link, size: int) -> int:
+        """Return how many datagrams of `size` bytes one train takes."""
+        return max(1, min(TRAIN_SEGMENTS, TRAIN_BYTES // (size + link.overhead)))
+
+    def load(self, link: Link, segment: int, count: int, used: int) -> None:
+        """Take what the caller wrote to the buffer itself, from its start, after `send`."""
+        self._link = link
+        self._segment = segment
+        self._count = count
+        self._used = used
+        self._closed = True
+
+    def send(self) -> None:
+        """Send what is in the buffer, the same bytes to each endpoint of the link, and empty it."""
+        link = self._link
+        if not self._count or link is None:
+            return
+        train = self.view[: self._used]
+        for endpoint in link.endpoints:
+            self._transmit(endpoint, train, self._segment)
+        sent = link.sent
+        sent.datagrams += self._count
+        sent.size += self._used
+        self._link = None
+        self._used = self._count = 0
+        self._closed = False
