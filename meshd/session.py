@@ -1,17 +1,19 @@
 """One WireGuard peer: its handshakes, its three keypairs, its timers. No I/O, no clock.
 
-A session holds up to three keypairs (paper, 6.3 and the reference implementations): `current` is sent with;
-`previous` still opens what was on its way when the keys changed; `next` was made by answering an initiation
-and becomes current when the first message sealed with it arrives, because only then the peer surely has it.
+A session holds up to three keypairs (paper, 6.3): `current` is sent with; `previous` still opens what was on
+its way when the keys changed; `next` was made by answering an initiation and becomes current when the first
+message sealed with it arrives, because only then the peer surely has it.
 
-    initiator   response arrives:            previous <- current (or next), current <- new
-    responder   initiation is answered:      previous <- none, next <- new
+    initiator   response arrives:            previous <- current, current <- new
+    responder   initiation is answered:      next <- new
                 message under next arrives:  previous <- current, current <- next
 
-So whoever starts it, a rekey loses nothing: each side goes on opening what the other still sends.
+So whoever starts it, a rekey loses nothing: each side goes on opening what the other still sends. (Stock
+implementations erase more when initiations cross, and lose what is on its way then.)
 
 Between two meshds (`mesh`) initiations are retried sooner, and of two that cross the one of the lower static
-key wins: its sender does not answer the other one, for as long as its own can be expected to arrive.
+key wins: its sender does not answer the other one, for as long as its own can be expected to arrive. Where
+both were answered all the same, both sides settle on the keypair that the lower key started.
 """
 
 from __future__ import annotations
@@ -212,7 +214,7 @@ class Session:
         counts plaintext bytes, several messages at once if need be; 0 means keepalives only.
         """
         if keypair is self.next:
-            self._rotate_to_next(now)
+            self._rotate_to_next(keypair, now)
         self.bytes_received += size
         current = self.current
         if (
@@ -310,8 +312,7 @@ class Session:
         )
         self._device.indices[index] = (self, keypair)
         self._forget(self.next)
-        self._forget(self.previous)
-        self.next, self.previous = keypair, None
+        self.next = keypair
         self._timers.on_anything_received(now)
         self._timers.on_keys_derived(now)
         self._timers.on_anything_sent(now)
@@ -341,11 +342,7 @@ class Session:
         self._forget_waiting()
         self._device.indices[index] = (self, keypair)
         self._forget(self.previous)
-        if self.next is not None:
-            self._forget(self.current)
-            self.previous, self.next = self.next, None
-        else:
-            self.previous = self.current
+        self.previous = self.current
         self._timers.on_anything_received(now)
         self._timers.on_keys_derived(now)
         self._become_current(keypair, was_up, now)
@@ -388,13 +385,18 @@ class Session:
         self._timers.on_given_up(now)
         self._events.append(HandshakeFailed())
 
-    def _rotate_to_next(self, now: float) -> None:
-        keypair = self.next
-        if keypair is None:
-            return
+    def _rotate_to_next(self, keypair: Keypair, now: float) -> None:
         was_up = self.usable(now)
         self._forget(self.previous)
-        self.previous, self.next = self.current, None
+        self.next = None
+        if (
+            self.current is not None
+            and self.current.created >= keypair.created
+            and self._device.static.public < self.remote
+        ):
+            self.previous = keypair
+            return
+        self.previous = self.current
         self._become_current(keypair, was_up, now)
 
     def _become_current(self, keypair: Keypair, was_up: bool, now: float) -> None:
