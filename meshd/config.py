@@ -11,7 +11,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from crossedge.wire.settings import Settings
 
@@ -56,7 +56,7 @@ def _ports(value: str) -> str:
 
 
 Key = Annotated[bytes, BeforeValidator(_key)]
-Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, PlainValidator(_network)]
 HostPort = Annotated[str, AfterValidator(_host_port)]
 Ports = Annotated[str, AfterValidator(_ports)]
 InterfaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
