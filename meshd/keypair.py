@@ -16,7 +16,7 @@ from __future__ import annotations
 import hmac
 import struct
 from hashlib import blake2s
-from typing import Final, Literal
+from typing import Any, Final, Literal, NoReturn, cast
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -51,6 +51,22 @@ def superframe_key(transport_key: bytes, aead: AeadName) -> bytes:
     label = SUPERFRAME_LABEL + aead.encode()
     extracted = hmac.digest(transport_key, label, blake2s)
     return hmac.digest(extracted, b"\x01", blake2s)
+
+
+class _ErasedCipher:
+    """What stands where a key was: it opens nothing, and refuses to seal."""
+
+    def encrypt(self, *_: Any) -> NoReturn:
+        raise CounterExhaustedError
+
+    def decrypt(self, *_: Any) -> NoReturn:
+        raise InvalidTag
+
+    encrypt_into = encrypt
+    decrypt_into = decrypt
+
+
+_ERASED: Final = cast(ChaCha20Poly1305, _ErasedCipher())
 
 
 class Keypair:
@@ -159,7 +175,7 @@ class Keypair:
         self.chunk_replay.close()
         self.send_key = self.receive_key = b""
         self.chunks_send = self.chunks_receive = None
-        del self.send, self.receive
+        self.send = self.receive = _ERASED
 
 
 def seal_transport(keypair: Keypair, plaintext: bytes, *, pad: bool = True) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.exceptions import InvalidTag
 
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
 
@@ -67,7 +68,8 @@ def test_superframes_are_enabled_once() -> None:
 
 
 def test_erased_keypair_seals_and_accepts_nothing() -> None:
-    keypair, _ = keypairs()
+    keypair, other = keypairs()
+    sealed = other.send.encrypt(bytes(12), b"data", None)
     keypair.enable_superframes("aes-256-gcm")
     keypair.erase()
     keypair.erase()
@@ -76,6 +78,10 @@ def test_erased_keypair_seals_and_accepts_nothing() -> None:
     assert not keypair.replay.check(0)
     assert not keypair.chunk_replay.check_range(0, 64)
     assert keypair.chunks_send is keypair.chunks_receive is None
+    with pytest.raises(InvalidTag):
+        keypair.receive.decrypt_into(bytes(12), sealed, None, bytearray(4))
+    with pytest.raises(CounterExhaustedError):
+        keypair.send.encrypt(bytes(12), b"data", None)
     for reserve in (keypair.reserve, keypair.reserve_chunks):
         with pytest.raises(CounterExhaustedError):
             reserve(1)
