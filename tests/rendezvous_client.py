@@ -94,7 +94,7 @@ class World:
         return made.sign(authority).encode()
 
     def send(self, datagram: bytes, source: UdpEndpoint, local: int = 0) -> list[bytes]:
-        """Hand a datagram to the server; return what it sends back to the source, keep what goes elsewhere."""
+        """Hand a datagram to the server; return what comes back, keep what goes elsewhere."""
         self.service.receive(datagram, source, local, self.now)
         return self.collect(source)
 
@@ -146,7 +146,9 @@ class Node:
         self.seq += 1
         return self.seq
 
-    def sign(self, seq: int | None = None, certificate: Certificate | None = None, life: int = 86400) -> Record:
+    def sign(
+        self, seq: int | None = None, certificate: Certificate | None = None, life: int = 86400
+    ) -> Record:
         """Return a new record."""
         certificate = certificate or self.certificate
         issued = int(UNIX + self.world.now)

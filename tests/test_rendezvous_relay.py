@@ -10,7 +10,8 @@ from random import Random
 
 import pytest
 
-from crossedge.rendezvous.relay import Channel, Relay, RelayLimits, Run, Side
+from crossedge.rendezvous.relay import Channel, Relay, Run, Side
+from crossedge.rendezvous.settings import RelayLimits
 from crossedge.wire.endpoint import UdpEndpoint
 from crossedge.wire.errors import WireError
 from crossedge.wire.relay import HEADER, pack_header
@@ -184,6 +185,15 @@ def test_node_that_sends_too_much_is_held_to_its_quota_and_others_are_not() -> N
     assert relay.dropped["node-quota"] == 35
     assert relay.route(data, 0, B, NOW) != []
     assert relay.route(data, 0, A, NOW + 1) != []
+
+
+def test_quota_of_a_node_is_one_over_all_its_channels() -> None:
+    relay = make(node_rate=1000.0)
+    passed = 0
+    for other in (b"b", b"c"):
+        data = datagram(channel(relay, b"a", other), bytes(992))
+        passed += sum(bool(relay.route(data, 0, A, NOW)) for _ in range(100))
+    assert passed == 65
 
 
 def test_network_is_held_to_its_quota() -> None:
