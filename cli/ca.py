@@ -43,15 +43,17 @@ class NetworkType(click.ParamType[IPv4Network | IPv6Network]):
         self.version = version
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the network that a text names."""
+        """Return the network that a text names; `ConfigError` names the option."""
         if isinstance(value, (IPv4Network, IPv6Network)):
             return value
+        file = ctx.command_path if ctx else "crossedge ca"
+        key = param.opts[0] if param else "prefix"
         try:
             network = ip_network(value)
         except ValueError as error:
-            self.fail(f"expected a prefix such as 10.160.0.0/12; {error}", param, ctx)
+            raise ConfigError(file, key, f"a prefix such as 10.160.0.0/12; {error}") from error
         if self.version not in (None, network.version):
-            self.fail(f"expected an IPv{self.version} prefix, got {network}", param, ctx)
+            raise ConfigError(file, key, f"an IPv{self.version} prefix, got {network}")
         return network
 
 
