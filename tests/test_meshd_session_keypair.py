@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.hashes import BLAKE2s
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
+from crossedge.meshd.keypair import (
+    AEADS,
+    AeadName,
+    CounterExhaustedError,
+    Keypair,
+    seal_transport,
+    superframe_key,
+)
 
 
 def keypairs() -> tuple[Keypair, Keypair]:
@@ -27,10 +36,10 @@ def test_reserved_counters_are_never_given_twice() -> None:
 
 
 @pytest.mark.parametrize("aead", ["aes-256-gcm", "chacha20-poly1305"])
-def test_superframe_keys_agree_and_are_keys_of_their_own(aead: str) -> None:
+def test_superframe_keys_agree_and_are_keys_of_their_own(aead: AeadName) -> None:
     one, two = keypairs()
-    one.enable_superframes(aead)  # type: ignore[arg-type]  # a parameter of the test
-    two.enable_superframes(aead)  # type: ignore[arg-type]
+    one.enable_superframes(aead)
+    two.enable_superframes(aead)
     assert one.chunks_send is not None
     assert one.chunks_receive is not None
     assert two.chunks_send is not None
@@ -42,17 +51,12 @@ def test_superframe_keys_agree_and_are_keys_of_their_own(aead: str) -> None:
     assert one.send.encrypt(nonce, b"record", b"header") != sealed
 
 
-def test_superframe_key_has_its_golden_value() -> None:
-    """HKDF of RFC 5869 with HMAC-BLAKE2s; extract and expand worked out by the library's own HKDF."""
-    from cryptography.hazmat.primitives.hashes import BLAKE2s
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-    from crossedge.meshd.keypair import superframe_key
-
-    for aead in ("aes-256-gcm", "chacha20-poly1305"):
+def test_superframe_key_is_an_hkdf_of_the_transport_key() -> None:
+    """RFC 5869 with HMAC-BLAKE2s, worked out by the library's own HKDF."""
+    for aead in AEADS:
         label = b"crossedge/superframe/v1/" + aead.encode()
         expected = HKDF(BLAKE2s(32), 32, salt=b"k" * 32, info=b"").derive(label)
-        assert superframe_key(b"k" * 32, aead) == expected  # type: ignore[arg-type]
+        assert superframe_key(b"k" * 32, aead) == expected
 
 
 def test_superframes_are_enabled_once() -> None:
