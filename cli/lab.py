@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -166,5 +167,10 @@ def _wire_row(wire: dict[str, object]) -> dict[str, object]:
 @DIRECTORY
 def down(directory: Path) -> None:
     """End the lab; return when nothing of it is left."""
-    connection, _ = launch.connect(directory)
-    supervisor.ask(connection, "down")
+    connection, process = launch.connect(directory)
+    descriptor = os.pidfd_open(process)
+    try:
+        supervisor.ask(connection, "down")
+        select.select([descriptor], (), ())  # readable once it and all that it held are gone
+    finally:
+        os.close(descriptor)

@@ -166,7 +166,7 @@ def connect(directory: Path) -> tuple[socket.socket, int]:
         connection.connect(socket_name(directory))
     except OSError:
         connection.close()
-        raise LabError(f"no lab is up in {directory.resolve()} (crossedge lab up TOPOLOGY starts one)") from None
+        raise LabError(f"no lab is up in {directory.resolve()} (start one: crossedge lab up)") from None
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     process = int.from_bytes(credentials[:4], sys.byteorder)
     if int.from_bytes(credentials[4:8], sys.byteorder) != os.getuid():

@@ -30,7 +30,6 @@ from crossedge.lab.sites import FORWARDING, Port, Site, join, macs, make_site
 from crossedge.lab.topology import AUTO_LAN, KERNEL_NATS, Conditions, Node, Router, Topology
 from crossedge.lab.workers import Worker
 
-WIRES = "wires"
 GATEWAY4, GATEWAY6, CUSTOMER6 = "169.254.0.1", "fe80::1", "fe80::2"
 NAT_TABLE, NAT_MARK, NAT_RULE = 100, 1, 100
 
@@ -198,7 +197,7 @@ class Network:
 
     def _build(self) -> None:
         topology = self.topology
-        self._wires = make_site(self._stack, WIRES, self._macs)
+        self._wires = make_site(self._stack, "wires", self._macs, named=False)
         self._wires.tune({f"net/ipv6/conf/{scope}/disable_ipv6": "1" for scope in ("all", "default")})
         for number, region in enumerate(topology.region, 1):
             site = self._make_site(f"region-{region.name}")

@@ -138,9 +138,9 @@ class Site:
         self.netlink.run(batch)
 
 
-def make_site(stack: ExitStack, name: str, macs: Iterator[bytes]) -> Site:
-    """Make a namespace under its name in /run/netns; it goes when the stack is unwound."""
-    namespace = Namespace.create(name)
+def make_site(stack: ExitStack, name: str, macs: Iterator[bytes], *, named: bool = True) -> Site:
+    """Make a namespace, under its name in /run/netns if `named`; it goes when the stack is unwound."""
+    namespace = Namespace.create(name) if named else Namespace.anonymous()
     try:
         site = Site(name, namespace, macs)
     except BaseException:

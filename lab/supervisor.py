@@ -23,7 +23,6 @@ class Supervisor:
     def __init__(self, network: Network, listener: socket.socket) -> None:
         self._network = network
         self._listener = listener
-        self._leaving: list[socket.socket] = []
         self._running = True
 
     def serve(self) -> None:
@@ -44,15 +43,13 @@ class Supervisor:
             line = lines.readline(REQUEST_LIMIT)
         request = json.loads(line) if line else {}
         command = request.get("command")
-        if command == "down":
-            self._running = False
-            self._leaving.append(connection)  # it closes when this process has ended: then all is gone
-            return
         with connection:
-            answer = self._do(command)
-            connection.sendall(json.dumps(answer).encode() + b"\n")
+            connection.sendall(json.dumps(self._do(command)).encode() + b"\n")
 
     def _do(self, command: object) -> dict[str, Any]:
+        if command == "down":
+            self._running = False
+            return {"ok": True}
         if command == "status":
             return {"ok": True, **self._network.status()}
         return {"ok": False, "error": f"a lab does not know {command!r}"}

@@ -21,7 +21,7 @@ KERNEL_NATS = {
     "kernel-fully-random": "nftables masquerade fully-random",
 }
 """Routers whose NAT is the kernel's own; every other kind is one of `natkinds.KINDS`."""
-RESERVED = ("region-", "pod-", "wires")
+RESERVED = ("region-", "pod-")
 
 
 def _nat(value: str) -> str:

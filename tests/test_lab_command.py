@@ -1,0 +1,137 @@
+"""`crossedge lab`: up, status, exec, down; and whoever is killed, nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.namespaces
+
+COMMAND = [sys.executable, "-c", "from crossedge.cli.main import main; main()", "lab"]
+TOPOLOGY = """
+name = "small"
+[[region]]
+name = "a"
+[[node]]
+name = "left"
+region = "a"
+[[node]]
+name = "right"
+router = "box"
+[[router]]
+name = "box"
+region = "a"
+nat = "full-cone"
+"""
+MARKER = "86399.25"
+"""Seconds to sleep, that tell a process of ours in a list."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "small.toml").write_text(TOPOLOGY)
+    yield tmp_path
+    subprocess.run([*COMMAND, "down"], cwd=tmp_path, capture_output=True, check=False)
+
+
+def call(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words], cwd=place, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def start(place: Path) -> subprocess.Popen[str]:
+    """Start a lab in the foreground; return when it says that it is up."""
+    child = subprocess.Popen(
+        [*COMMAND, "up", "small.toml"], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "lab small is up: left, right\n"
+    return child
+
+
+def running(what: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if what in words:
+                found.append(int(entry.name))
+    return found
+
+
+def comes_true(condition: Callable[[], bool], within: float = 5.0) -> bool:
+    end = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_up_status_exec_down(place: Path) -> None:
+    up = call(place, "up", "small.toml", "--background")
+    assert (up.returncode, up.stdout) == (0, "lab small is up: left, right\n")
+    status = json.loads(call(place, "status", "--json").stdout)
+    assert [node["name"] for node in status["nodes"]] == ["left", "right"]
+    table = call(place, "status").stdout
+    assert "full-cone" in table
+    address = status["nodes"][0]["ipv4"]
+    assert call(place, "exec", "right", "--", "ping", "-c", "1", "-W", "2", address).returncode == 0
+    assert call(place, "exec", "right", "--", "sh", "-c", "exit 7").returncode == 7
+    assert call(place, "exec", "right", "--", "pwd").stdout.strip() == str(place)
+    again = call(place, "up", "small.toml")
+    assert again.returncode == 2
+    assert again.stderr.startswith("crossedge: a lab is up in ")
+    assert call(place, "down").returncode == 0
+    gone = call(place, "status")
+    assert gone.returncode == 2
+    assert gone.stderr.startswith("crossedge: no lab is up in ")
+    assert not running(str(place))
+
+
+def test_an_unknown_node_is_one_line(place: Path) -> None:
+    call(place, "up", "small.toml", "-b")
+    refused = call(place, "exec", "nobody", "--", "true")
+    assert (refused.returncode, refused.stderr) == (2, "crossedge: the lab has no node 'nobody'\n")
+
+
+def test_a_bad_topology_is_one_line_naming_file_and_key(place: Path) -> None:
+    (place / "bad.toml").write_text(TOPOLOGY + "\nspeed = 3\n")
+    refused = call(place, "up", "bad.toml")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("crossedge: bad.toml: router.0.speed: expected a known key (behind, ")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_it_leaves_nothing(place: Path, number: signal.Signals) -> None:
+    lab = start(place)
+    inside = subprocess.Popen([*COMMAND, "exec", "right", "--", "sleep", MARKER], cwd=place)
+    assert comes_true(lambda: any("sleep" in _name(p) for p in running(MARKER)))
+    lab.send_signal(number)
+    lab.communicate(timeout=10)
+    assert lab.returncode == (-number if number == signal.SIGKILL else 0)
+    inside.wait(timeout=10)
+    assert comes_true(lambda: not running(MARKER))
+    assert comes_true(lambda: not running("crossedge.lab.") and not running("lab up small.toml"))
+    assert call(place, "status").returncode == 2
+    assert [path.name for path in place.iterdir()] == ["small.toml"]
+
+
+def _name(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/comm").read_text()
+    except OSError:
+        return ""
