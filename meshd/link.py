@@ -33,16 +33,19 @@ class SessionPort(Protocol):
         """Follow a batch of sealed data: `size` plaintext bytes."""
 
     def data_received(self, now: float, size: int, keypair: Keypair) -> None:
-        """Follow a batch of opened data: `size` plaintext bytes, 0 for keepalives only."""
+        """Follow a batch of opened data: `size` plaintext bytes of packets, 0 where there was none.
+
+        Keepalives and in-session messages are no packets. Comes before the in-session messages of the batch.
+        """
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What passed in one direction, counted after sealing or before opening."""
+    """What passed in one direction: transport data and superframes."""
 
     datagrams: int = 0
     size: int = 0
-    """UDP payload in bytes."""
+    """Plaintext in bytes."""
     at: float = float("-inf")
     """`now` of the last batch, in seconds."""
 

@@ -76,9 +76,7 @@ class Train:
         train = self.view[: self._used]
         for endpoint in link.endpoints:
             self._transmit(endpoint, train, self._segment)
-        sent = link.sent
-        sent.datagrams += self._count
-        sent.size += self._used
+        link.sent.datagrams += self._count
         self._link = None
         self._used = self._count = 0
         self._closed = False

@@ -78,6 +78,9 @@ class Offloads(NamedTuple):
         return cls(checksum=True, gso=frozenset(gso))
 
 
+ALL_OFFLOADS: Final = Offloads()
+
+
 class Header(NamedTuple):
     """One virtio header; sizes and offsets in bytes, offsets from the packet's first byte."""
 

@@ -1,0 +1,111 @@
+"""The data path of one daemon: TUN frames in, trains of datagrams out, and back.
+
+    TUN --> policy --> stage --> superframes or transport data --> train --> UDP
+    TUN <-- sink <-- coalesce <-- delivery (policy, checks) <-- open <-- batches <-- UDP
+
+No I/O and no clock: the shells read into `buffer` and call `outbound` per frame and `flush` per drain, and
+call `inbound` with all that one wake-up received. Whatever is dropped is counted in `dropped` by its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from crossedge.meshd.allowedips import AllowedIPs
+from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.inbound import Arrival, Inbound
+from crossedge.meshd.keypair import Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.outbound import Outbound
+from crossedge.meshd.policy import Policy
+from crossedge.meshd.sink import Sink, Write
+from crossedge.meshd.train import Transmit
+from crossedge.meshd.virtio import ALL_OFFLOADS, Offloads
+from crossedge.wire.endpoint import Endpoint
+
+MTU: Final = 1380  # bytes: the inner MTU everywhere
+
+
+class DataPlane:
+    """All links of one TUN."""
+
+    def __init__(
+        self,
+        *,
+        allowed: AllowedIPs[Link],
+        own: AllowedIPs[bool],
+        indices: Mapping[int, tuple[object, Keypair]],
+        link_of: Callable[[Any], Link | None],
+        transmit: Transmit,
+        write: Write,
+        control: Callable[[bytes, Endpoint, float], None],
+        inner: Callable[[Link, bytes, Endpoint, float], None],
+        wanted: Callable[[Link], None],
+        moved: Callable[[Link, Endpoint], None],
+        offloads: Offloads = ALL_OFFLOADS,
+        mtu: int = MTU,
+        addresses: tuple[bytes | None, bytes | None] = (None, None),
+    ) -> None:
+        """Wire the data path up.
+
+        - `allowed`: the links' networks; `own`: our pod prefixes and overlay addresses, each with True;
+        - `indices`: receiver index -> (session, keypair), as `Device` keeps it; `link_of(session)`: its link;
+        - `transmit(endpoint, train, segment)` and `write(frame)`: the shells; both must be done with the
+          memory when they return;
+        - `control(datagram, source, stamp)`: what is neither superframe nor transport data;
+        - `inner(link, plaintext, source, stamp)`: an in-session message, with WireGuard's padding;
+        - `wanted(link)`: a packet waits in the link's queue, because there is no session or no endpoint; once
+          per drain;
+        - `moved(link, source)`: a new, genuine datagram came from where the link does not send to; once per
+          batch;
+        - `offloads`: what the TUN takes; `mtu`: its MTU in bytes; `addresses`: ours, packed, IPv4 and IPv6.
+        """
+        self.dropped: Counter[str] = Counter()
+        self._touched: set[Link] = set()
+        policy = Policy(allowed, own)
+        self._sink = Sink(write, offloads)
+        self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
+        self._outbound = Outbound(
+            policy, self._sink, transmit, wanted, addresses, self.dropped, self._touched
+        )
+        self._inbound = Inbound(
+            self._delivery, indices, link_of, control, inner, moved, self.dropped, self._touched
+        )
+        self.buffer = self._outbound.buffer
+        """The TUN is read into this, virtio header first. `outbound` overwrites it."""
+        self.outbound = self._outbound.take
+        """Take the frame in the first `length` bytes of the buffer: `outbound(length, now)`."""
+        self.flush = self._outbound.flush
+        """End a drain of the TUN: `flush(now)`."""
+        self.flush_queue = self._outbound.flush_queue
+        """Send what waits in a link's queue, as far as it can leave now: `flush_queue(link, now)`."""
+        self.expire = self._inbound.expire
+        """Forget chunks that have waited too long: `expire(now)`. New chunks do that too."""
+
+    @property
+    def offloads(self) -> Offloads:
+        """What the TUN takes."""
+        return self._sink.offloads
+
+    def inbound(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
+        """Take what was received into `buffer`; it is free again on return."""
+        self._inbound.receive(buffer, arrivals, now)
+
+    def take_touched(self) -> list[Link]:
+        """Return the links whose sessions were told of traffic since the last call.
+
+        Those sessions may have something to send, an event or another deadline.
+        """
+        touched = list(self._touched)
+        self._touched.clear()
+        return touched
+
+    def counters(self) -> dict[str, int]:
+        """Return what was written to the TUN: frames, bytes, and packets joined to super-packets here."""
+        return {
+            "tun_frames": self._sink.packets,
+            "tun_bytes": self._sink.size,
+            "joined_packets": self._delivery.joined,
+        }

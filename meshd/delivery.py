@@ -1,0 +1,96 @@
+"""From an opened frame to the TUN: the last checks before the kernel sees what a peer sent.
+
+Every packet is parsed, its addresses are judged, its virtio header is made anew. What fails is dropped and
+counted under the reason; nothing here raises for a peer's fault.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from crossedge.meshd.coalesce import Coalescer
+from crossedge.meshd.link import Link
+from crossedge.meshd.packet import Layout, addresses, claimed_length, dissect
+from crossedge.meshd.policy import Policy
+from crossedge.meshd.segment import mend
+from crossedge.meshd.sink import Sink
+from crossedge.meshd.virtio import GSO_NONE, SIZE, Header
+from crossedge.wire.errors import WireError
+
+
+class Delivery:
+    """Takes packets of a link, with room for a virtio header in front, and hands good ones to the sink."""
+
+    __slots__ = ("_coalescer", "_dropped", "_mtu", "_policy", "_sink")
+
+    def __init__(self, sink: Sink, policy: Policy, mtu: int, dropped: Counter[str]) -> None:
+        """`mtu` bounds a segment of a super-packet with its headers, in bytes."""
+        self._sink = sink
+        self._coalescer = Coalescer(sink)
+        self._policy = policy
+        self._mtu = mtu
+        self._dropped = dropped
+
+    @property
+    def joined(self) -> int:
+        """How many packets were written inside of super-packets that were made here."""
+        return self._coalescer.joined
+
+    def frame(
+        self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
+    ) -> None:
+        """Take a whole packet or super-packet at `frame[SIZE:]`."""
+        packet = frame[SIZE:]
+        try:
+            layout = dissect(packet)
+            self._admit(link, packet)
+            virtio = Header.for_packet(packet, layout, gso_type, gso_size, needs_checksum, self._mtu)
+        except WireError as error:
+            self._dropped[error.reason] += 1
+            return
+        if virtio.gso_type == GSO_NONE:
+            self._coalescer.add(frame, layout, virtio)
+        else:
+            self._coalescer.flush()
+            self._sink.write(frame, virtio, layout)
+
+    def run(
+        self,
+        link: Link,
+        frame: memoryview,
+        layout: Layout,
+        gso_type: int,
+        gso_size: int,
+        needs_checksum: bool,
+        before: int | None,
+        last: bool,
+    ) -> None:
+        """Take a run of pieces: at `frame[SIZE:]` the whole's headers and a part of its payload.
+
+        `before` is how much payload comes before it; None (then it must be the last part) is worked out.
+        """
+        packet = frame[SIZE:]
+        try:
+            self._admit(link, packet)
+            missing = claimed_length(packet) - len(packet)
+            if before is None:
+                before = missing
+            if not 0 <= before <= missing or last != (before == missing):
+                raise WireError("inner-length")
+            if before or not last:
+                mend(packet, layout, before, gso_size, last)
+            virtio = Header.for_packet(packet, layout, gso_type, gso_size, needs_checksum, self._mtu)
+        except WireError as error:
+            self._dropped[error.reason] += 1
+            return
+        self._coalescer.flush()
+        self._sink.write(frame, virtio, layout)
+
+    def flush(self) -> None:
+        """Write what was kept to be joined."""
+        self._coalescer.flush()
+
+    def _admit(self, link: Link, packet: memoryview) -> None:
+        verdict = self._policy.inbound(addresses(packet))
+        if verdict is not link:
+            raise WireError(verdict if isinstance(verdict, str) else "inner-source")

@@ -1,0 +1,212 @@
+"""From the wire to the TUN: telling datagrams apart, finding their keypairs, opening them in batches.
+
+One call takes all that one wake-up could read, trains and single datagrams. What belongs to one keypair and
+came from one source is opened together, sorted by counter. Sessions are told once per batch, after everything
+was opened; what peers said inside their sessions is handed on after that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.keypair import Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.opener import Opener
+from crossedge.meshd.reassembly import Reassembly
+from crossedge.meshd.superframe import HEADER, MAGIC, OVERHEAD, RECORD_DATAGRAMS
+from crossedge.meshd.transport import TransportOpener
+from crossedge.wire.demux import Kind, classify
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.relay import HEADER as RELAY_HEADER
+from crossedge.wire.relay import unpack_header
+
+TRANSPORT: Final = 4  # the first word of WireGuard's type and its three zeros
+CHANNELS_KEPT: Final = 1024
+
+
+class Arrival(NamedTuple):
+    """What one receive call returned: one datagram, or a train of datagrams from one source."""
+
+    start: int
+    """Where it begins in the receive buffer."""
+    end: int
+    segment: int
+    """Length of each datagram but the last, in bytes."""
+    source: UdpEndpoint
+    stamp: float
+    """When the kernel received it, in seconds of CLOCK_BOOTTIME."""
+
+
+class _Batch:
+    """The datagrams of one keypair from one source."""
+
+    __slots__ = ("chunks", "keypair", "link", "packets", "source")
+
+    def __init__(self, link: Link, keypair: Keypair, source: Endpoint) -> None:
+        self.link = link
+        self.keypair = keypair
+        self.source = source
+        self.chunks: list[tuple[int, int, int, int, int]] = []
+        self.packets: list[tuple[int, int, int, float]] = []
+
+
+class Inbound:
+    """Takes what was received; `receive` is one batch."""
+
+    __slots__ = (
+        "_channels",
+        "_control",
+        "_delivery",
+        "_dropped",
+        "_indices",
+        "_inner",
+        "_link_of",
+        "_moved",
+        "_opener",
+        "_packets",
+        "_reassembly",
+        "_touched",
+    )
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        indices: Mapping[int, tuple[object, Keypair]],
+        link_of: Callable[[Any], Link | None],
+        control: Callable[[bytes, Endpoint, float], None],
+        inner: Callable[[Link, bytes, Endpoint, float], None],
+        moved: Callable[[Link, Endpoint], None],
+        dropped: Counter[str],
+        touched: set[Link],
+    ) -> None:
+        self._delivery = delivery
+        self._indices = indices
+        self._link_of = link_of
+        self._control = control
+        self._inner = inner
+        self._moved = moved
+        self._dropped = dropped
+        self._touched = touched
+        self._reassembly = Reassembly(dropped)
+        self._opener = Opener(delivery, self._reassembly, dropped)
+        self._packets = TransportOpener(delivery, dropped)
+        self._channels: dict[tuple[UdpEndpoint, int], RelayEndpoint] = {}
+
+    def receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
+        """Take all arrivals in `buffer`; everything in it has been dealt with on return."""
+        received = memoryview(buffer)
+        batches = self._gather(buffer, arrivals, now)
+        spoken: list[tuple[Link, bytes, Endpoint, float]] = []
+        heard: list[tuple[_Batch, int, int]] = []
+        for batch in batches:
+            opened, size = self._open(batch, received, spoken, now)
+            if opened:
+                heard.append((batch, opened, size))
+        self._delivery.flush()
+        for batch, opened, size in heard:
+            link = batch.link
+            link.received.datagrams += opened
+            link.received.size += size
+            link.received.at = now
+            link.session.data_received(now, size, batch.keypair)
+            self._touched.add(link)
+            if batch.source not in link.endpoints:
+                self._moved(link, batch.source)
+        for link, plaintext, source, stamp in spoken:
+            self._inner(link, plaintext, source, stamp)
+
+    def expire(self, now: float) -> None:
+        """Drop chunks that have waited too long."""
+        self._reassembly.expire(now)
+
+    def _gather(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> list[_Batch]:
+        """Sort datagrams into batches; what is neither superframe nor transport data is handed on."""
+        batches: dict[tuple[int, Endpoint], _Batch | None] = {}
+        unpack = HEADER.unpack_from
+        batch: _Batch | None = None
+        known: tuple[int, Endpoint | None] = (-1, None)
+        for start, end, segment, sender, stamp in arrivals:
+            for begin in range(start, end, segment):
+                at, stop = begin, min(begin + segment, end)
+                source: Endpoint = sender
+                if stop - at > RELAY_HEADER and buffer[at] == 0xCE and buffer[at + 1] == 2:
+                    source = self._channel(sender, unpack_header(buffer, at))
+                    at += RELAY_HEADER
+                if stop - at < OVERHEAD:
+                    self._other(buffer, at, stop, source, stamp)
+                    continue
+                word, index, count, receiver, counter = unpack(buffer, at)
+                if word != MAGIC and (word != TRANSPORT or index or count):
+                    self._other(buffer, at, stop, source, stamp)
+                    continue
+                if receiver != known[0] or source is not known[1]:
+                    known = receiver, source
+                    if known not in batches:
+                        batches[receiver, source] = self._batch(receiver, source, now)
+                    batch = batches[receiver, source]
+                if batch is None:
+                    self._dropped["unknown-receiver"] += 1
+                elif word != MAGIC:
+                    batch.packets.append((counter, at, stop, stamp))
+                elif 0 < count <= RECORD_DATAGRAMS:
+                    batch.chunks.append((counter, index, at, stop, count))
+                else:
+                    self._dropped["chunk-malformed"] += 1
+        return [batch for batch in batches.values() if batch is not None]
+
+    def _batch(self, receiver: int, source: Endpoint, now: float) -> _Batch | None:
+        """Return a batch for a receiver index, or None where no living keypair of a link has it."""
+        found = self._indices.get(receiver)
+        if found is None:
+            return None
+        session, keypair = found
+        link = self._link_of(session)
+        if link is None or not keypair.alive(now):
+            return None
+        return _Batch(link, keypair, source)
+
+    def _open(
+        self,
+        batch: _Batch,
+        received: memoryview,
+        spoken: list[tuple[Link, bytes, Endpoint, float]],
+        now: float,
+    ) -> tuple[int, int]:
+        """Open a batch; returns how many datagrams were genuine and new, and their plaintext in bytes."""
+        link, keypair, source = batch.link, batch.keypair, batch.source
+        opened = size = 0
+        if batch.packets:
+            batch.packets.sort()
+            said: list[tuple[bytes, float]] = []
+            opened, size = self._packets.open(link, keypair, received, batch.packets, said)
+            spoken += [(link, plaintext, source, arrived) for plaintext, arrived in said]
+        if batch.chunks:
+            batch.chunks.sort()
+            more, longer = self._opener.open(link, keypair, received, batch.chunks, source, now)
+            opened += more
+            size += longer
+        return opened, size
+
+    def _channel(self, server: UdpEndpoint, channel: int) -> RelayEndpoint:
+        """Return the one object for a relay channel."""
+        endpoint = self._channels.get((server, channel))
+        if endpoint is None:
+            if len(self._channels) >= CHANNELS_KEPT:
+                self._channels.clear()
+            endpoint = self._channels[server, channel] = RelayEndpoint(server, channel)
+        return endpoint
+
+    def _other(self, buffer: bytearray, start: int, end: int, source: Endpoint, stamp: float) -> None:
+        """Hand on what is for the control side, and count what is for nobody."""
+        kind = classify(buffer, start, end)
+        if kind in (Kind.TRANSPORT, Kind.CHUNK):
+            self._dropped["truncated"] += 1
+        elif kind is Kind.UNKNOWN:
+            self._dropped["unknown-datagram"] += 1
+        elif kind is Kind.RELAY:
+            self._dropped["relay-nested"] += 1
+        else:
+            self._control(bytes(buffer[start:end]), source, stamp)

@@ -1,0 +1,393 @@
+"""Opening superframes: from datagrams in a buffer to packets and super-packets.
+
+The usual case costs no copy: consecutive pieces of one super-packet are opened into one buffer, the last one
+first, each where its payload belongs, so that the headers in front of it fall on the end of the piece before,
+which is opened next and overwrites them. Only the first piece is opened before the others, because it tells
+how long headers and payloads are; the end of it is put back afterwards.
+
+Where that fails (a forged datagram, a copy among the originals) the same datagrams are opened one by one, and
+what opened is joined by copying. A counter is checked before and committed after its datagram was opened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final, NamedTuple
+
+from cryptography.exceptions import InvalidTag
+
+from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.keypair import Aead, Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.packet import TCP, Layout, outline, transport_header
+from crossedge.meshd.reassembly import Reassembly
+from crossedge.meshd.sink import LARGEST_PACKET
+from crossedge.meshd.superframe import (
+    FRAME,
+    FRAME_FLAGS,
+    FRAME_SIZE,
+    HEADER_SIZE,
+    LAST_PIECE,
+    OVERHEAD,
+    PARTIAL_CHECKSUM,
+    nonce,
+)
+from crossedge.meshd.virtio import GSO_NONE, GSO_TYPES, SIZE
+from crossedge.wire.endpoint import Endpoint
+from crossedge.wire.errors import WireError
+
+BASE: Final = SIZE - FRAME_SIZE  # where a frame begins, so that its packet has a virtio header's room
+
+
+Datagram = tuple[int, int, int, int, int]
+"""A superframe datagram in the receive buffer: counter, index, start, end, count. They sort by counter."""
+
+
+class _Opened(NamedTuple):
+    """A record of one datagram."""
+
+    counter: int
+    position: int
+    plaintext: bytes
+
+
+class _Shape(NamedTuple):
+    """What the first piece of a run says about all of them."""
+
+    layout: Layout
+    head: int
+    """Length of frame header and packet headers."""
+    stride: int
+    """Length of a whole piece's payload."""
+    flags: int
+    gso_type: int
+    gso_size: int
+
+
+class Opener:
+    """Opens what belongs to one keypair at a time, and hands it on."""
+
+    __slots__ = ("_delivery", "_dropped", "_plain", "_reassembly", "_view")
+
+    def __init__(self, delivery: Delivery, reassembly: Reassembly, dropped: Counter[str]) -> None:
+        self._delivery = delivery
+        self._reassembly = reassembly
+        self._dropped = dropped
+        self._plain = bytearray(BASE + 2 * LARGEST_PACKET)
+        self._view = memoryview(self._plain)
+
+    def open(
+        self,
+        link: Link,
+        keypair: Keypair,
+        received: memoryview,
+        datagrams: list[Datagram],
+        source: Endpoint,
+        now: float,
+    ) -> tuple[int, int]:
+        """Open the datagrams of one source, sorted, and deliver what is in them.
+
+        Returns how many datagrams were opened and how many bytes of plaintext they had.
+        """
+        aead = keypair.chunks_receive
+        if aead is None:
+            self._dropped["superframe-not-agreed"] += len(datagrams)
+            return 0, 0
+        opened = size = first = 0
+        while first < len(datagrams):
+            if datagrams[first][4] == 1:
+                after = _run_end(datagrams, first)
+                one = self._run(link, keypair, aead, received, datagrams[first:after])
+            else:
+                after = first + 1
+                one = self._chunk(link, keypair, aead, received, datagrams[first], source, now)
+            first = after
+            opened += one[0]
+            size += one[1]
+        return opened, size
+
+    # --- Records of one datagram ---------------------------------------------------------------------------
+
+    def _run(
+        self, link: Link, keypair: Keypair, aead: Aead, received: memoryview, run: list[Datagram]
+    ) -> tuple[int, int]:
+        count = len(run)
+        counter = run[0][0]
+        if run[-1][0] - counter != count - 1:  # there are copies among them
+            return self._one_by_one(link, keypair, aead, received, run)
+        replay = keypair.chunk_replay
+        if replay.check_range(counter, count) != (1 << count) - 1:
+            return self._one_by_one(link, keypair, aead, received, run)
+        try:
+            end, shape, last = self._open_run(aead, received, run)
+        except InvalidTag:
+            return self._one_by_one(link, keypair, aead, received, run)
+        except WireError as error:
+            replay.commit(counter)
+            self._dropped[error.reason] += count
+            return 1, _size(run[0])
+        replay.commit_range(counter, count)
+        if shape is None:
+            self._frames(link, end)
+        else:
+            self._deliver(link, shape, end, run[0][1], count, last)
+        return count, (count - 1) * _size(run[0]) + _size(run[-1])
+
+    def _open_run(
+        self, aead: Aead, received: memoryview, run: list[Datagram]
+    ) -> tuple[int, _Shape | None, bool]:
+        """Open a run into one frame; returns its end in the buffer, its shape, whether it has the last piece.
+
+        A single datagram of whole frames has no shape. Raises InvalidTag, WireError.
+        """
+        view, open_into = self._view, aead.decrypt_into
+        counter, index, start, end, _ = run[0]
+        size = end - start - OVERHEAD
+        stop = BASE + size
+        open_into(nonce(counter, 1, index), received[start + HEADER_SIZE : end], None, view[BASE:stop])
+        count = len(run)
+        if count == 1 and not index and not self._is_piece(size):
+            return stop, None, True
+        shape = self._shape(size)
+        if count == 1:
+            return stop, shape, bool(shape.flags & LAST_PIECE)
+        stride = shape.stride
+        _, _, start, end, _ = run[-1]
+        last_size = end - start - OVERHEAD
+        stop = BASE + (count - 1) * stride + last_size
+        if stop > len(view) or last_size <= shape.head:
+            raise WireError("frame-length")
+        seam = slice(BASE + stride, BASE + size)
+        first_end = bytes(view[seam])
+        last = 0
+        at = BASE + count * stride
+        for counter, index, start, end, _ in reversed(run[1:]):
+            at -= stride
+            open_into(
+                (counter << 32 | 0x100 | index).to_bytes(12, "little"),
+                received[start + HEADER_SIZE : end],
+                None,
+                view[at : at + end - start - OVERHEAD],
+            )
+            if not last:
+                last = self._plain[at] | 0x100
+        view[seam] = first_end
+        return stop, shape, bool(last & LAST_PIECE)
+
+    def _is_piece(self, size: int) -> bool:
+        """Tell whether the record in the buffer is a piece with more of its super-packet to come."""
+        if size < FRAME_SIZE:
+            return False
+        flags, gso_type, _, _ = FRAME.unpack_from(self._plain, BASE)
+        return gso_type in GSO_TYPES and not flags & LAST_PIECE
+
+    def _shape(self, size: int) -> _Shape:
+        """Read the headers of the piece in the buffer; raises `WireError`."""
+        if size < FRAME_SIZE:
+            raise WireError("frame-truncated")
+        flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
+        if flags & ~FRAME_FLAGS:
+            raise WireError("frame-flags")
+        if gso_type not in GSO_TYPES:
+            raise WireError("frame-position" if gso_type == GSO_NONE else "gso-type")
+        if length != size - FRAME_SIZE:
+            raise WireError("frame-length")
+        packet = self._view[SIZE : SIZE + length]
+        layout = outline(packet)
+        header = transport_header(packet, layout)
+        if not header:
+            raise WireError("gso-header")
+        stride = length - header
+        if not stride or not gso_size:
+            raise WireError("gso-size")
+        if layout.protocol != TCP and stride % gso_size and not flags & LAST_PIECE:
+            raise WireError("gso-size")
+        return _Shape(layout, FRAME_SIZE + header, stride, flags, gso_type, gso_size)
+
+    def _deliver(self, link: Link, shape: _Shape, end: int, position: int, count: int, last: bool) -> None:
+        """Hand on the run in the buffer, `count` pieces from `position` on.
+
+        A last piece alone may be shorter than the others, so it does not tell their length.
+        """
+        self._delivery.run(
+            link,
+            self._view[:end],
+            shape.layout,
+            shape.gso_type,
+            shape.gso_size,
+            bool(shape.flags & PARTIAL_CHECKSUM),
+            position * shape.stride if count > 1 or not last else None,
+            last,
+        )
+
+    def _one_by_one(
+        self, link: Link, keypair: Keypair, aead: Aead, received: memoryview, run: list[Datagram]
+    ) -> tuple[int, int]:
+        """Open each datagram by itself, join those that opened, and deliver."""
+        replay = keypair.chunk_replay
+        opened: list[_Opened] = []
+        size = 0
+        for counter, index, start, end, _ in run:
+            if not replay.check(counter):
+                self._dropped["replay"] += 1
+                continue
+            try:
+                plaintext = aead.decrypt(
+                    nonce(counter, 1, index), bytes(received[start + HEADER_SIZE : end]), None
+                )
+            except InvalidTag:
+                self._dropped["bad-tag"] += 1
+                continue
+            replay.commit(counter)
+            opened.append(_Opened(counter, index, plaintext))
+            size += len(plaintext)
+        first = 0
+        while first < len(opened):
+            after = _opened_end(opened, first)
+            self._join(link, opened[first:after])
+            first = after
+        return len(opened), size
+
+    def _join(self, link: Link, run: list[_Opened]) -> None:
+        """Put opened pieces together in the buffer and deliver them."""
+        first = run[0]
+        stop = BASE + len(first.plaintext)
+        self._view[BASE:stop] = first.plaintext
+        if len(run) == 1 and not first.position and not self._is_piece(len(first.plaintext)):
+            self._frames(link, stop)
+            return
+        try:
+            shape = self._shape(len(first.plaintext))
+            for piece in run[1:]:
+                payload = piece.plaintext[shape.head :]
+                if not payload or stop + len(payload) > len(self._view):
+                    raise WireError("frame-length")
+                self._view[stop : stop + len(payload)] = payload
+                stop += len(payload)
+        except WireError as error:
+            self._dropped[error.reason] += len(run)
+            return
+        last = bool(run[-1].plaintext[0] & LAST_PIECE)
+        self._deliver(link, shape, stop, first.position, len(run), last)
+
+    # --- Records of several datagrams ---------------------------------------------------------------------
+
+    def _chunk(
+        self,
+        link: Link,
+        keypair: Keypair,
+        aead: Aead,
+        received: memoryview,
+        datagram: Datagram,
+        source: Endpoint,
+        now: float,
+    ) -> tuple[int, int]:
+        counter, index, start, end, count = datagram
+        if source not in link.endpoints:
+            self._dropped["chunk-source"] += 1
+            return 0, 0
+        record = (keypair.local_index, counter)
+        if not keypair.chunk_replay.check(counter):
+            self._dropped["replay"] += 1
+            self._reassembly.discard(record)
+            return 0, 0
+        part = bytes(received[start + HEADER_SIZE : end])
+        for sealed in self._reassembly.add(record, index, count, part, source, now):
+            try:
+                plaintext = aead.decrypt(nonce(counter, count), sealed, None)
+            except InvalidTag:
+                self._dropped["bad-tag"] += 1
+                continue
+            keypair.chunk_replay.commit(counter)
+            self._reassembly.discard(record)
+            stop = BASE + len(plaintext)
+            if stop > len(self._view):
+                self._dropped["frame-length"] += 1
+            else:
+                self._view[BASE:stop] = plaintext
+                self._frames(link, stop)
+            return count, len(plaintext)
+        return 0, 0
+
+    # --- Frames -------------------------------------------------------------------------------------------
+
+    def _frames(self, link: Link, stop: int) -> None:
+        """Deliver the whole frames that lie in the buffer from BASE to `stop`.
+
+        Each virtio header is written over the frame header and, from the second frame on, over the end of the
+        frame before, which has been delivered by then.
+        """
+        at = BASE
+        while at + FRAME_SIZE <= stop:
+            flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, at)
+            at += FRAME_SIZE
+            if not length:
+                return  # padding
+            if flags & ~FRAME_FLAGS:
+                self._dropped["frame-flags"] += 1
+                return
+            if length > stop - at:
+                self._dropped["frame-length"] += 1
+                return
+            frame = self._view[at - SIZE : at + length]
+            at += length
+            self._delivery.frame(link, frame, gso_type, gso_size, bool(flags & PARTIAL_CHECKSUM))
+
+
+def _size(datagram: Datagram) -> int:
+    """Return the plaintext's length."""
+    return datagram[3] - datagram[2] - OVERHEAD
+
+
+def _run_end(datagrams: list[Datagram], first: int) -> int:
+    """Return the end of what is opened together: consecutive pieces of one super-packet, or one datagram.
+
+    Where a counter comes twice, only opening tells which is genuine, and a forged one must not part its
+    neighbours: then it is the end of all consecutive counters.
+    """
+    counter, index, start, end, _ = datagrams[first]
+    size = end - start
+    same = True
+    total = len(datagrams)
+    for after in range(first + 1, total):
+        next_counter, next_index, start, end, count = datagrams[after]
+        if next_counter != counter + 1 or count != 1:
+            if next_counter == counter and count == 1:
+                return _consecutive_end(datagrams, after)
+            return after
+        if after + 1 < total and datagrams[after + 1][0] == next_counter:
+            return _consecutive_end(datagrams, after)
+        if not same or next_index != index + 1 or end - start > size:
+            return after
+        same = end - start == size
+        counter, index = next_counter, next_index
+    return total
+
+
+def _consecutive_end(datagrams: list[Datagram], first: int) -> int:
+    """Return the end of the records of one datagram whose counters follow one another, copies among them."""
+    after = first + 1
+    while (
+        after < len(datagrams)
+        and datagrams[after][4] == 1
+        and datagrams[after][0] - datagrams[after - 1][0] <= 1
+    ):
+        after += 1
+    return after
+
+
+def _opened_end(opened: list[_Opened], first: int) -> int:
+    """Return the end of the run of consecutive pieces that begins at `first`."""
+    after = first + 1
+    size = len(opened[first].plaintext)
+    while after < len(opened):
+        before, piece = opened[after - 1], opened[after]
+        if (
+            piece.counter != before.counter + 1
+            or piece.position != before.position + 1
+            or len(piece.plaintext) > size
+            or len(before.plaintext) != size
+        ):
+            break
+        after += 1
+    return after

@@ -1,0 +1,376 @@
+"""From the TUN to the wire: whose packet it is, in what form it leaves, and in which train.
+
+Packets of one drain are staged per link and sealed together; a super-packet is sealed at once, behind what
+was staged for its link before. Where there is no session yet, packets wait in the link's queue.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from crossedge.meshd.checksum import complete
+from crossedge.meshd.icmp import too_big
+from crossedge.meshd.keypair import CounterExhaustedError, Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.packet import (
+    IPV4_HEADER,
+    IPV6_HEADER,
+    TCP,
+    TCP_CHECKSUM,
+    UDP,
+    UDP_CHECKSUM,
+    Layout,
+    addresses,
+    checksum_place,
+    dissect,
+    may_fragment,
+    transport_header,
+)
+from crossedge.meshd.policy import Policy
+from crossedge.meshd.segment import fragments, split
+from crossedge.meshd.sink import LARGEST_PACKET, Sink
+from crossedge.meshd.superframe import (
+    FRAME,
+    FRAME_SIZE,
+    LAST_PIECE,
+    PARTIAL_CHECKSUM,
+    POSITIONS,
+    SuperframeSealer,
+)
+from crossedge.meshd.superframe import room as superframe_room
+from crossedge.meshd.train import Train, Transmit
+from crossedge.meshd.transport import TransportSealer
+from crossedge.meshd.transport import room as transport_room
+from crossedge.meshd.virtio import (
+    GSO_ECN,
+    GSO_NONE,
+    GSO_PROTOCOLS,
+    HEADER,
+    NEEDS_CHECKSUM,
+    SIZE,
+    SMALLEST_SEGMENT,
+    Header,
+)
+from crossedge.wire.errors import WireError
+
+START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
+STAGED_BYTES: Final = 65_536  # per link; then it is sealed without waiting for the drain's end
+IPV6_LEAST: Final = 1280  # bytes: no IPv6 host believes in a shorter path (RFC 8200, 5)
+SPARE_STAGES: Final = 64
+ANSWER_RATE: Final = 100.0  # "too big" answers per second
+ANSWER_BURST: Final = 50.0
+
+
+class _Stage:
+    """What one drain has for one link: frames one after the other, and under which keypair they leave."""
+
+    __slots__ = ("data", "ends", "keypair", "sealed", "superframes")
+
+    def __init__(self, keypair: Keypair) -> None:
+        self.data = bytearray()
+        self.ends: list[int] = []
+        self.keypair = keypair
+        self.superframes = False
+        self.sealed = 0
+
+
+class Outbound:
+    """Takes frames from the TUN one by one; `flush` ends the drain."""
+
+    __slots__ = (
+        "_answer_tokens",
+        "_answered",
+        "_dropped",
+        "_frames",
+        "_packets",
+        "_policy",
+        "_sink",
+        "_source4",
+        "_source6",
+        "_spare",
+        "_split",
+        "_stages",
+        "_touched",
+        "_train",
+        "_wanted",
+        "_wants",
+        "buffer",
+        "view",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        sink: Sink,
+        transmit: Transmit,
+        wanted: Callable[[Link], None],
+        addresses: tuple[bytes | None, bytes | None],
+        dropped: Counter[str],
+        touched: set[Link],
+    ) -> None:
+        """`addresses` are ours, packed: where answers to packets that are too long come from."""
+        self._policy = policy
+        self._sink = sink
+        self._wanted = wanted
+        self._source4, self._source6 = addresses
+        self._dropped = dropped
+        self._touched = touched
+        self._train = Train(transmit)
+        self._frames = SuperframeSealer(self._train)
+        self._packets = TransportSealer(self._train)
+        self._stages: dict[Link, _Stage] = {}
+        self._spare: list[_Stage] = []
+        self._wants: set[Link] = set()
+        self._answered = float("-inf")
+        self._answer_tokens = ANSWER_BURST
+        self.buffer = bytearray(SIZE + LARGEST_PACKET)
+        """The TUN is read into this; `take` overwrites it."""
+        self.view = memoryview(self.buffer)
+        self._split = memoryview(bytearray(LARGEST_PACKET))
+
+    def take(self, length: int, now: float) -> None:
+        """Take the frame (virtio header and packet) in the first `length` bytes of the buffer."""
+        buffer = self.buffer
+        version = buffer[SIZE] >> 4
+        if version == 4 and length >= SIZE + IPV4_HEADER:
+            verdict = self._policy.outbound(bytes(self.view[SIZE + 12 : SIZE + 20]))
+        elif version == 6 and length >= SIZE + IPV6_HEADER:
+            verdict = self._policy.outbound(bytes(self.view[SIZE + 8 : SIZE + 40]))
+        else:
+            verdict = "outbound-version"
+        if isinstance(verdict, str):
+            self._dropped[verdict] += 1
+            return
+        stage = self._stages.get(verdict) or self._open(verdict, now)
+        if stage is None:
+            self._hold(verdict, self.view[:length])
+            if verdict not in self._wants:
+                self._wants.add(verdict)
+                self._wanted(verdict)
+            return
+        flags, gso_type, _, gso_size, start, offset = HEADER.unpack_from(buffer)
+        gso_type &= ~GSO_ECN
+        try:
+            if gso_type == GSO_NONE:
+                self._packet(verdict, stage, length, bool(flags & NEEDS_CHECKSUM), start, offset, now)
+            elif not flags & NEEDS_CHECKSUM:
+                raise WireError("gso-checksum")
+            else:
+                self._super_packet(verdict, stage, length, gso_type, gso_size, start, now)
+        except WireError:
+            self._dropped["outbound-malformed"] += 1
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+
+    def flush(self, now: float) -> None:
+        """Seal and send what was staged, and tell the sessions."""
+        for link, stage in self._stages.items():
+            self._seal(link, stage)
+        self._train.send()
+        for link, stage in self._stages.items():
+            if stage.sealed:
+                link.sent.size += stage.sealed
+                link.sent.at = now
+                link.session.data_sent(now, stage.sealed)
+                self._touched.add(link)
+            if len(self._spare) < SPARE_STAGES:
+                self._spare.append(stage)
+        self._stages.clear()
+        self._wants.clear()
+
+    def flush_queue(self, link: Link, now: float) -> None:
+        """Send what waits in a link's queue, in order; what cannot leave yet goes on waiting."""
+        for frame in link.take_queue():
+            self.view[: len(frame)] = frame
+            self.take(len(frame), now)
+        self.flush(now)
+
+    # --- Staging -------------------------------------------------------------------------------------------
+
+    def _open(self, link: Link, now: float) -> _Stage | None:
+        """Return a stage for a link that can send, else None."""
+        keypair = link.session.current
+        if keypair is None or not link.endpoints or not keypair.can_send(now):
+            return None
+        stage = self._spare.pop() if self._spare else _Stage(keypair)
+        stage.keypair = keypair
+        stage.superframes = link.agreed is keypair and keypair.chunks_send is not None
+        stage.sealed = 0
+        self._stages[link] = stage
+        return stage
+
+    def _stage(self, link: Link, stage: _Stage, frame: memoryview) -> None:
+        """Take a frame whose frame header is written."""
+        stage.data += frame
+        stage.ends.append(len(stage.data))
+        if len(stage.data) >= STAGED_BYTES:
+            self._seal(link, stage)
+
+    def _seal(self, link: Link, stage: _Stage) -> None:
+        """Seal what is staged for a link into the train."""
+        if not stage.ends:
+            return
+        try:
+            with memoryview(stage.data) as data:
+                if stage.superframes:
+                    refused = self._frames.frames(link, stage.keypair, data, stage.ends)
+                    if refused:
+                        self._dropped["outbound-too-big"] += refused
+                else:
+                    start = 0
+                    for end in stage.ends:
+                        self._packets.packet(link, stage.keypair, data[start + FRAME_SIZE : end])
+                        start = end
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += len(stage.ends)
+        stage.sealed += len(stage.data)
+        stage.data.clear()
+        stage.ends.clear()
+
+    def _hold(self, link: Link, frame: memoryview) -> None:
+        dropped = link.hold(bytes(frame))
+        if dropped:
+            self._dropped["queue-full"] += dropped
+
+    # --- Plain packets -------------------------------------------------------------------------------------
+
+    def _packet(
+        self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
+    ) -> None:
+        packet = self.view[SIZE:length]
+        if partial and not (stage.superframes and _usual_place(packet, start, offset)):
+            if start + offset + 2 > len(packet):
+                raise WireError("checksum-place")
+            complete(packet, start, start + offset, udp=offset == UDP_CHECKSUM)
+            partial = False
+        if not stage.superframes and length - SIZE > transport_room(link):
+            self._too_long(link, stage, length, now)
+            return
+        FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM if partial else 0, GSO_NONE, 0, length - SIZE)
+        self._stage(link, stage, self.view[START:length])
+
+    def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:
+        """Do with a packet what can be done where transport data has no room for it.
+
+        A meshd will take it as a superframe soon. For a stock peer it is fragmented or answered; an IPv6
+        packet of 1,280 bytes or less is sent all the same, since its sender could not make it shorter.
+        """
+        packet = self.view[SIZE:length]
+        room = transport_room(link)
+        if not link.stock:
+            HEADER.pack_into(self.buffer, 0, 0, GSO_NONE, 0, 0, 0, 0)  # its checksum is whole by now
+            self._hold(link, self.view[:length])
+        elif may_fragment(packet):
+            pieces = fragments(packet, room)
+            for piece in pieces:
+                self._stage(link, stage, memoryview(FRAME.pack(0, GSO_NONE, 0, len(piece)) + piece))
+            if not pieces:
+                self._dropped["outbound-too-big"] += 1
+        elif packet[0] >> 4 == 6 and len(packet) <= IPV6_LEAST:
+            FRAME.pack_into(self.buffer, START, 0, GSO_NONE, 0, len(packet))
+            self._stage(link, stage, self.view[START:length])
+        else:
+            self._answer(packet, room, now)
+
+    def _answer(self, packet: memoryview, mtu: int, now: float) -> None:
+        """Tell the sender of a packet how long it may be, within a rate."""
+        self._dropped["outbound-too-big"] += 1
+        self._answer_tokens = min(ANSWER_BURST, self._answer_tokens + (now - self._answered) * ANSWER_RATE)
+        self._answered = now
+        if self._answer_tokens < 1.0:
+            self._dropped["too-big-answer-rate"] += 1
+            return
+        layout = dissect(packet)
+        source = self._source4 if layout.version == 4 else self._source6
+        both = addresses(packet)
+        answer = too_big(packet, layout, mtu, source or both[len(both) // 2 :])
+        if answer is not None:
+            self._answer_tokens -= 1.0
+            frame = memoryview(bytearray(bytes(SIZE) + answer))
+            self._sink.write(frame, Header(0, GSO_NONE, 0, 0, 0, 0), dissect(answer))
+
+    # --- Super-packets -------------------------------------------------------------------------------------
+
+    def _super_packet(
+        self, link: Link, stage: _Stage, length: int, gso_type: int, gso_size: int, start: int, now: float
+    ) -> None:
+        packet = self.view[SIZE:length]
+        layout = dissect(packet)
+        header = transport_header(packet, layout)
+        if (
+            GSO_PROTOCOLS.get((gso_type, layout.version)) != layout.protocol
+            or not header
+            or not gso_size
+            or start != layout.transport
+        ):
+            raise WireError("gso-type")
+        tcp = layout.protocol == TCP
+        if not stage.superframes:
+            self._seal(link, stage)
+            stride = transport_room(link) - header
+            if gso_size <= stride or tcp:
+                stride = min(stride, gso_size)
+                self._packets.super_packet(link, stage.keypair, packet, layout, header, stride)
+                stage.sealed += len(packet)
+            elif link.stock and not may_fragment(packet):
+                self._answer(packet[: header + gso_size], transport_room(link), now)
+            else:
+                self._cut(link, stage, packet, layout, header, gso_size, now)
+            return
+        stride = superframe_room(link) - FRAME_SIZE - header
+        if not tcp or gso_size <= stride:
+            stride -= stride % gso_size
+        payload = len(packet) - header
+        if gso_type not in link.gso or stride < SMALLEST_SEGMENT or payload > POSITIONS * stride:
+            self._cut(link, stage, packet, layout, header, gso_size, now)
+            return
+        if payload <= stride:
+            FRAME.pack_into(
+                self.buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, len(packet)
+            )
+            self._stage(link, stage, self.view[START:length])
+            return
+        self._seal(link, stage)
+        FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
+        self._frames.pieces(link, stage.keypair, self.buffer, START, length, FRAME_SIZE + header, stride)
+        stage.sealed += len(packet)
+
+    def _cut(
+        self,
+        link: Link,
+        stage: _Stage,
+        packet: memoryview,
+        layout: Layout,
+        header: int,
+        gso_size: int,
+        now: float,
+    ) -> None:
+        """Send a super-packet as plain packets, each as one that was read from the TUN alone."""
+        whole = bytearray(packet)
+        offset = TCP_CHECKSUM if layout.protocol == TCP else UDP_CHECKSUM
+        with memoryview(whole) as view:
+            for size in split(view, layout, header, gso_size, self._split, full=False):
+                self.view[SIZE : SIZE + size] = self._split[:size]
+                HEADER.pack_into(self.buffer, 0, NEEDS_CHECKSUM, GSO_NONE, 0, 0, layout.transport, offset)
+                self._packet(link, stage, SIZE + size, True, layout.transport, offset, now)
+
+
+def _usual_place(packet: memoryview, start: int, offset: int) -> bool:
+    """Tell whether the receiver will find the checksum where the kernel says it is, from the packet alone.
+
+    It is elsewhere where the packet is a tunnel of its own, and the kernel means the header inside of it.
+    """
+    first = packet[0]
+    if first == 0x45:
+        protocol, transport = packet[9], IPV4_HEADER
+    elif first >> 4 == 6:
+        protocol, transport = packet[6], IPV6_HEADER
+    else:
+        protocol, transport = -1, 0
+    if start == transport and (
+        (protocol == TCP and offset == TCP_CHECKSUM) or (protocol == UDP and offset == UDP_CHECKSUM)
+    ):
+        return True
+    return checksum_place(packet, dissect(packet)) == start + offset

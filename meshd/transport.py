@@ -1,0 +1,132 @@
+"""WireGuard transport data, in trains: for stock peers, and between meshds until superframes are agreed.
+
+The format stands in `keypair`. The plaintext is one IP packet, padded by zeros to a multiple of 16 as far as
+the datagram has room (paper, 5.4.6). Outbound a super-packet is cut into packets with whole checksums;
+inbound the packets of one flow are joined again by `coalesce`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+
+from crossedge.meshd.constants import PADDING, TRANSPORT_HEADER, TRANSPORT_OVERHEAD, MessageType
+from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.keypair import HEADER, NONCE, Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.packet import IPV4_HEADER, IPV6_HEADER, Layout, claimed_length
+from crossedge.meshd.segment import split
+from crossedge.meshd.train import Train
+from crossedge.meshd.virtio import GSO_NONE, SIZE
+
+SCRATCH: Final = 66_000  # bytes: the longest packet, padded
+
+Datagram = tuple[int, int, int, float]
+"""A transport datagram in the receive buffer: counter, start, end, when it arrived. They sort by counter."""
+
+
+def room(link: Link) -> int:
+    """Return how long a packet, in bytes, fits into one datagram."""
+    return link.datagram_size - TRANSPORT_OVERHEAD
+
+
+class TransportSealer:
+    """Seals packets into the train."""
+
+    __slots__ = ("_train", "_view")
+
+    def __init__(self, train: Train) -> None:
+        self._train = train
+        self._view = memoryview(bytearray(SCRATCH))
+
+    def packet(self, link: Link, keypair: Keypair, packet: memoryview) -> None:
+        """Seal one packet with a whole checksum, no longer than `room`, or longer if it must be."""
+        size = len(packet)
+        self._view[:size] = packet
+        self._seal(link, keypair, size)
+
+    def super_packet(
+        self, link: Link, keypair: Keypair, packet: memoryview, layout: Layout, header: int, stride: int
+    ) -> None:
+        """Cut a super-packet, whose checksum is partial, into packets with `stride` bytes of payload each."""
+        for size in split(packet, layout, header, stride, self._view, full=True):
+            self._seal(link, keypair, size)
+
+    def _seal(self, link: Link, keypair: Keypair, size: int) -> None:
+        """Seal what is in the scratch buffer."""
+        view = self._view
+        padded = max(size, min(size + -size % PADDING, room(link)))
+        if padded > size:
+            view[size:padded] = bytes(padded - size)
+        counter = keypair.reserve()
+        train = self._train
+        offset = train.place(link, padded + TRANSPORT_OVERHEAD)
+        body = offset + TRANSPORT_HEADER
+        HEADER.pack_into(train.buffer, offset, MessageType.TRANSPORT, keypair.remote_index, counter)
+        keypair.send.encrypt_into(
+            NONCE.pack(counter), view[:padded], None, train.view[body : offset + padded + TRANSPORT_OVERHEAD]
+        )
+
+
+class TransportOpener:
+    """Opens what belongs to one keypair at a time, and hands it on."""
+
+    __slots__ = ("_delivery", "_dropped", "_view")
+
+    def __init__(self, delivery: Delivery, dropped: Counter[str]) -> None:
+        self._delivery = delivery
+        self._dropped = dropped
+        self._view = memoryview(bytearray(SIZE + SCRATCH))
+
+    def open(
+        self,
+        link: Link,
+        keypair: Keypair,
+        received: memoryview,
+        datagrams: list[Datagram],
+        inner: list[tuple[bytes, float]],
+    ) -> tuple[int, int]:
+        """Open datagrams and deliver their packets; in-session messages go to `inner`, with their arrival.
+
+        Returns how many datagrams were opened, and how many bytes of plaintext the packets had.
+        """
+        view, replay, open_into = self._view, keypair.replay, keypair.receive.decrypt_into
+        opened = total = 0
+        for counter, start, end, arrived in datagrams:
+            if not replay.check(counter):
+                self._dropped["replay"] += 1
+                continue
+            size = end - start - TRANSPORT_OVERHEAD
+            sealed = received[start + TRANSPORT_HEADER : end]
+            try:
+                open_into(NONCE.pack(counter), sealed, None, view[SIZE : SIZE + size])
+            except InvalidTag:
+                self._dropped["bad-tag"] += 1
+                continue
+            replay.commit(counter)
+            opened += 1
+            if not size:
+                continue  # a keepalive
+            version = view[SIZE] >> 4
+            if not version and not link.stock:
+                inner.append((bytes(view[SIZE : SIZE + size]), arrived))
+            else:
+                total += size
+                self._deliver(link, size, version)
+        return opened, total
+
+    def _deliver(self, link: Link, size: int, version: int) -> None:
+        """Cut the padding off and deliver the packet in the buffer."""
+        if version not in (4, 6):
+            self._dropped["inner-version"] += 1
+            return
+        if size < (IPV4_HEADER if version == 4 else IPV6_HEADER):
+            self._dropped["inner-truncated"] += 1
+            return
+        length = claimed_length(self._view[SIZE : SIZE + size])
+        if length > size:
+            self._dropped["inner-length"] += 1
+            return
+        self._delivery.frame(link, self._view[: SIZE + length], GSO_NONE, 0, needs_checksum=False)
