@@ -16,7 +16,7 @@ TAI_EPOCH = 2**62 + 10  # TAI64 label of the Unix epoch (1970-01-01 00:00:10 TAI
 class Sequence:
     """A source of strictly growing u64 numbers."""
 
-    __slots__ = ("_reserve", "_reserved", "_unix", "last")
+    __slots__ = ("_reserve", "_reserved", "_unix", "floor", "last")
 
     def __init__(self, floor: int, unix: Callable[[float], float], reserve: Callable[[int], None]) -> None:
         """Continue above `floor`, the bound that an earlier life persisted (0: none).
@@ -25,6 +25,8 @@ class Sequence:
         returns: no number above the last durable bound is ever given out.
         """
         self.last = floor
+        self.floor = 0
+        """The highest number that `raise_to` was told: what was made with this or a lower one is void."""
         self._reserved = floor
         self._unix = unix
         self._reserve = reserve
@@ -43,7 +45,8 @@ class Sequence:
 
     def raise_to(self, floor: int) -> None:
         """Give out only numbers above `floor` from now on; it must come from something that we signed."""
-        self.last = max(self.last, min(floor, SEQUENCE_MAX - 1))
+        self.floor = max(self.floor, min(floor, SEQUENCE_MAX - 1))
+        self.last = max(self.last, self.floor)
 
 
 def tai64n(microseconds: int) -> bytes:
