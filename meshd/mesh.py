@@ -1,0 +1,529 @@
+"""The heart of the daemon: members, stock peers, sessions, paths and the rendezvous, as one core.
+
+    shell             Mesh                      ControlPlane: rendezvous clients, directory, calls, pings
+    datagrams  --->   receive  ---------------> MeshPeer, one per member: session, paths, punch
+    packets    --->   want_session, Gate  ----> StaticPeer, one per stock WireGuard peer
+    events, datagrams, deadline  <---  poll_event, poll_transmit, next_deadline
+
+The data path has the sessions' keys and the links; everything else comes through here. Whatever is called,
+drain `poll_transmit` and `poll_event` afterwards and ask `next_deadline` again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from typing import Final
+
+from crossedge.meshd import inner
+from crossedge.meshd.allowedips import AllowedIPs
+from crossedge.meshd.budget import Budget
+from crossedge.meshd.device import Device
+from crossedge.meshd.directory import Peer as Member
+from crossedge.meshd.events import MeshEvent, RoutesChanged, StateToPersist
+from crossedge.meshd.handshakes import Handshakes
+from crossedge.meshd.hello import HelloExchange, gso_bits
+from crossedge.meshd.keypair import Keypair
+from crossedge.meshd.link import Link
+from crossedge.meshd.mesh_control import ControlPlane
+from crossedge.meshd.noise import NoiseError, PrivateKey
+from crossedge.meshd.peer import MeshPeer
+from crossedge.meshd.punch import Shot
+from crossedge.meshd.sequence import Sequence as Numbers
+from crossedge.meshd.sequence import tai64n
+from crossedge.meshd.session import Session
+from crossedge.meshd.settings import MeshSettings
+from crossedge.meshd.staticpeer import StaticPeer
+from crossedge.meshd.transmit import Transmit
+from crossedge.meshd.wallclock import Wallclock
+from crossedge.wire import messages as m
+from crossedge.wire.demux import Kind, classify
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
+from crossedge.wire.errors import WireError
+
+EVENTS_MAX: Final = 8192
+RECENT_INITIATIONS: Final = 64  # accepted ones, whose copies come by other ways
+PUMPS_MAX: Final = 100_000  # peers pumped in a row before the loop counts as endless
+RESTORED_MAX: Final = 256  # peers that an earlier life was talking to and that are opened at start
+HANDSHAKES: Final = (Kind.INITIATION, Kind.RESPONSE, Kind.COOKIE)
+
+AnyPeer = MeshPeer | StaticPeer
+
+
+class Mesh:
+    """One node's mesh."""
+
+    def __init__(
+        self,
+        settings: MeshSettings,
+        allowed: AllowedIPs[Link],
+        clock: Wallclock,
+        numbers: Numbers,
+        random: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        """Start with nobody but the stock peers.
+
+        Args:
+            settings: who we are; see there.
+            allowed: whose each inner address is; shared with the data path, which reads it.
+            clock: the wall clock, whose `set` the shell calls.
+            numbers: the one source of sequence numbers, with its persisted floor.
+            random: returns that many random bytes.
+            now: seconds of CLOCK_BOOTTIME.
+        """
+        self.settings = settings
+        self.allowed = allowed
+        self.dropped: Counter[str] = Counter()
+        self.device = Device(PrivateKey(settings.session_key), random, lambda at: tai64n(numbers.next(at)))
+        self.handshakes = Handshakes(self.device, self._session_of)
+        self.budget = Budget(now)
+        self.members: dict[bytes, MeshPeer] = {}
+        self.static: dict[bytes, StaticPeer] = {}
+        self.started = now
+        self._random = random
+        self._now = now
+        self._events: deque[MeshEvent] = deque()
+        self._queued: set[type] = set()
+        self._touched: dict[AnyPeer, None] = {}
+        self._heap: list[tuple[float, int, AnyPeer]] = []
+        self._deadlines: dict[AnyPeer, float] = {}
+        self._serial = 0
+        self._owners: dict[Link, AnyPeer] = {}
+        self._recent: dict[bytes, None] = {}
+        self._own_hosts: frozenset[str] = frozenset()
+        self.control = ControlPlane(settings, self, clock, numbers, random, now)
+        self.control.directory.is_needed = self._is_needed
+        for static in settings.static_peers:
+            peer = StaticPeer(static, self, self.device, settings.underlay_mtu, now)
+            self.static[static.public_key] = peer
+            self._owners[peer.link] = peer
+            for network in static.allowed_ips:
+                allowed.insert(network, peer.link)
+            self.touch(peer)
+
+    # --- What the shell tells ---------------------------------------------------------------------------
+
+    def set_rendezvous(self, public_key: bytes, endpoint: UdpEndpoint, now: float) -> None:
+        """Use the rendezvous with this key at this endpoint (its name, resolved), from now on."""
+        self._now = now
+        self.control.set_rendezvous(public_key, endpoint, now)
+        self._pump()
+
+    def set_host_addresses(self, addresses: Iterable[str], now: float, *, moved: bool = False) -> None:
+        """Take the host's own addresses, favourites first, without loopback, link-local and the TUN's.
+
+        Call it at start and after each network event. `moved`: the way out may be another one though the
+        addresses are the same (the default route changed). Where either is so, everything is proven again.
+        """
+        self._now = now
+        hosts = tuple(addresses)
+        first = not self._own_hosts
+        changed = self.control.set_host_addresses(hosts, now) or frozenset(hosts) != self._own_hosts
+        self._own_hosts = frozenset(hosts)
+        if (changed or moved) and not first:
+            for peer in self.members.values():
+                peer.moved(now)
+        self._pump()
+
+    def set_underlay_mtu(self, mtu: int, now: float) -> None:
+        """Take the MTU in bytes of the way to the internet; it matters for stock peers."""
+        self._now = now
+        changed = [peer.name for peer in self.static.values() if peer.set_underlay_mtu(mtu)]
+        if changed:
+            self.emit(RoutesChanged())
+
+    def datagram_too_big(self, endpoint: Endpoint, now: float) -> None:
+        """Take the kernel's word (EMSGSIZE) that what was sent there does not pass."""
+        self._now = now
+        for peer in self.members.values():
+            path = peer.paths.get(endpoint)
+            if path is not None:
+                path.too_big(now)
+                self.touch(peer)
+        self._pump()
+
+    def begin_netcheck(self, ports: Sequence[int], now: float) -> None:
+        """Start a network check with sockets on these local ports, the daemon's own first.
+
+        What is for socket number i carries `local=i`. `control.report` is there once `netcheck_running` ends.
+        """
+        self._now = now
+        self.control.begin_netcheck(ports, now)
+
+    @property
+    def netcheck_running(self) -> bool:
+        """Whether a network check still needs its sockets."""
+        return self.control.netcheck is not None
+
+    def want_session(self, link: Link, now: float) -> None:
+        """Open the session of a link: the data path has a packet for it and no key or no endpoint."""
+        self._now = now
+        owner = self._owners.get(link)
+        if owner is not None:
+            owner.want(now)
+            self._pump()
+
+    def want_address(self, address: bytes, now: float) -> None:
+        """Look for the member whose prefix has this packed address: nobody known has it."""
+        self._now = now
+        self.control.find(address, now)
+
+    def ping(self, name: str, number: int, now: float) -> bool:
+        """Probe the way to a member; a `PingResult` with this number follows. False: no such member."""
+        self._now = now
+        peer = next((peer for peer in self.members.values() if peer.name == name), None)
+        if peer is None:
+            return False
+        peer.ping(number, now)
+        self._pump()
+        return True
+
+    # --- What arrives -----------------------------------------------------------------------------------
+
+    def receive(self, datagram: bytes, source: Endpoint, now: float, local: int = 0) -> None:
+        """Take a datagram that is not transport data or a chunk; a relay envelope is unwrapped before.
+
+        `local` is the number of the socket, 0 but for the fresh ones of a network check.
+        """
+        self._now = now
+        if isinstance(source, RelayEndpoint) and not self.control.relay_server(source.server):
+            self.dropped["unknown-relay"] += 1
+            return
+        kind = classify(datagram)
+        if kind in HANDSHAKES:
+            self._handshake(datagram, source, now)
+        elif kind is Kind.CONTROL:
+            self.control.receive(datagram, source, now)
+        elif kind is Kind.STUN and isinstance(source, UdpEndpoint):
+            self.control.receive_stun(datagram, source, local, now)
+        else:
+            self.dropped["unexpected-kind"] += 1
+        self._pump()
+
+    def receive_inner(
+        self, link: Link, plaintext: bytes, source: Endpoint, now: float, stamp: float | None = None
+    ) -> None:
+        """Take the plaintext of an in-session message (first nibble 0) that the data path opened."""
+        self._now = now
+        owner = self._owners.get(link)
+        if not isinstance(owner, MeshPeer):
+            self.dropped["inner-of-stock-peer"] += 1
+            return
+        try:
+            message = inner.decode(bytes(plaintext))
+        except WireError as error:
+            self.dropped[f"inner-{error.reason}"] += 1
+            return
+        if isinstance(message, inner.Statement):
+            self.control.offer(message.record, message.certificate, owner.node_id, now)
+            owner.roamed(source, now)
+        else:
+            owner.receive_inner(message, source, now, now if stamp is None else stamp)
+        self._pump()
+
+    def roamed(self, link: Link, source: Endpoint, now: float) -> None:
+        """Note that the data path opened something of this link from an endpoint that it does not send to."""
+        self._now = now
+        owner = self._owners.get(link)
+        if isinstance(owner, StaticPeer):
+            owner.heard(source, now)
+        elif owner is not None:
+            owner.roamed(source, now)
+        self._pump()
+
+    def _handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        initiation = datagram[0] == Kind.INITIATION
+        if initiation and datagram in self._recent:
+            self.dropped["repeated-initiation"] += 1
+            return
+        session = self.handshakes.receive(datagram, source, now)
+        owner = None if session is None else session.owner
+        if initiation and session is not None:
+            if len(self._recent) >= RECENT_INITIATIONS:
+                del self._recent[next(iter(self._recent))]
+            self._recent[bytes(datagram)] = None
+        if isinstance(owner, MeshPeer):
+            owner.handshaken(source, now, response=not initiation)
+        elif isinstance(owner, StaticPeer):
+            owner.heard(source, now)
+            self.touch(owner)
+        while (reply := self.handshakes.poll_transmit()) is not None:
+            answer, destination = reply
+            self.send(destination, answer)
+            if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
+                # Its copy through another way would be a replay: so the answer goes every way by itself.
+                for endpoint in owner.handshake_endpoints(now):
+                    if endpoint != destination:
+                        self.send(endpoint, answer)
+
+    def _session_of(self, static: bytes) -> Session | None:
+        """Return the session for whoever has this static key, made if need be; None for strangers."""
+        stock = self.static.get(static)
+        if stock is not None:
+            return stock.session
+        member = self.control.directory.by_session_key(static)
+        peer = None if member is None else self.members.get(member.node_id)
+        return None if peer is None else peer.accept(self._now)
+
+    # --- Time and output --------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """Return when `handle_timeout` has something to do, in seconds of `now`."""
+        self._pump()
+        while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:
+            heappop(self._heap)
+        control = self.control.next_deadline()
+        return min(control, self._heap[0][0]) if self._heap else control
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due."""
+        self._now = now
+        self.control.handle_timeout(now)
+        while self._heap and self._heap[0][0] <= now:
+            when, _, peer = heappop(self._heap)
+            if self._deadlines.get(peer) != when:
+                continue
+            del self._deadlines[peer]
+            peer.handle_timeout(now)
+            self._touched.pop(peer, None)
+            self._arm(peer, now)
+        self._pump()
+
+    def poll_transmit(self) -> Transmit | None:
+        """Return the next datagram to send, or None."""
+        self._pump()
+        return self.control.poll_transmit()
+
+    def poll_event(self) -> MeshEvent | None:
+        """Return the next event, or None."""
+        self._pump()
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        self._queued.discard(type(event))
+        return event
+
+    def _pump(self) -> None:
+        now = self._now
+        for _ in range(PUMPS_MAX):
+            if not self._touched:
+                return
+            peer = next(iter(self._touched))
+            del self._touched[peer]
+            peer.pump(now)
+            self._arm(peer, now)
+        raise RuntimeError("peers touch each other without end")
+
+    def _arm(self, peer: AnyPeer, now: float) -> None:
+        deadline = peer.deadline(now)
+        if deadline is None:
+            self._deadlines.pop(peer, None)
+        elif self._deadlines.get(peer) != deadline:
+            self._deadlines[peer] = deadline
+            self._serial += 1
+            heappush(self._heap, (deadline, self._serial, peer))
+            if len(self._heap) > 64 + 8 * len(self._deadlines):
+                self._heap = [item for item in self._heap if self._deadlines.get(item[2]) == item[0]]
+                self._heap.sort()
+
+    # --- What survives a restart ------------------------------------------------------------------------
+
+    def export_active(self, now: float) -> list[tuple[bytes, UdpEndpoint | None]]:
+        """Return (node id, last proven direct endpoint) of every member with traffic, to persist."""
+        active = [peer for peer in self.members.values() if peer.up(now) and peer.last_data is not None]
+        active.sort(key=lambda peer: -(peer.last_data or 0.0))
+        return [(peer.node_id, peer.last_good) for peer in active[:RESTORED_MAX]]
+
+    def restore(
+        self,
+        records: Iterable[tuple[bytes, bytes]],
+        active: Iterable[tuple[bytes, UdpEndpoint | None]],
+        now: float,
+    ) -> int:
+        """Take what an earlier life persisted and open its sessions; returns how many records held."""
+        self._now = now
+        taken = self.control.restore(records, now)
+        for node_id, last_good in list(active)[:RESTORED_MAX]:
+            peer = self.members.get(node_id)
+            if peer is not None:
+                peer.reopen(last_good, now)
+        self._pump()
+        return taken
+
+    def close(self) -> None:
+        """Let go of every key; nothing is sent any more."""
+        for peer in self.members.values():
+            peer.close("stopped")
+        for static in self.static.values():
+            static.close()
+
+    # --- What the control side tells (ControlHost) ------------------------------------------------------
+
+    def member_added(self, member: Member, now: float) -> None:
+        """Make a peer of a new member."""
+        leads = self.settings.certificate.node_id < member.node_id
+        peer = MeshPeer(member, self, self._random, leads=leads, now=now)
+        self.members[member.node_id] = peer
+        self._owners[peer.link] = peer
+        for network in member.certificate.allowed_ips:
+            self.allowed.insert(network, peer.link)
+        self.emit(RoutesChanged())
+        self.emit(StateToPersist())
+
+    def member_changed(self, member: Member, previous: Member, now: float) -> None:
+        """Give a peer its newer record."""
+        peer = self.members.get(member.node_id)
+        if peer is None:
+            return
+        if member.fingerprint != previous.fingerprint:
+            self.allowed.remove_value(peer.link)
+            for network in member.certificate.allowed_ips:
+                self.allowed.insert(network, peer.link)
+            self.emit(RoutesChanged())
+        peer.replace(member, now)
+        self.emit(StateToPersist())
+
+    def member_removed(self, member: Member, reason: str) -> None:
+        """Let go of a peer and of everything that was its own."""
+        peer = self.members.pop(member.node_id, None)
+        if peer is None:
+            return
+        peer.close(reason)
+        self.allowed.remove_value(peer.link)
+        del self._owners[peer.link]
+        self._touched.pop(peer, None)
+        self._deadlines.pop(peer, None)
+        self.dropped["peer-removed-queue"] += len(peer.link.take_queue())
+        self.emit(RoutesChanged())
+        self.emit(StateToPersist())
+
+    def called(
+        self, member: Member, body: m.CallBody, relay: RelayEndpoint | None, source: Endpoint, now: float
+    ) -> None:
+        """Answer a call: take its handshake, its channel, and punch."""
+        peer = self.members.get(member.node_id)
+        if peer is None:
+            return
+        if relay is not None:
+            peer.learn_relay(relay, now, heard=True)
+        if body.initiation:
+            self._handshake(body.initiation, source, now)
+        peer.called(body.attempt, body.candidates, body.observed_by, now)
+
+    def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
+        """Give a peer the channel that its call got."""
+        peer = self.members.get(node_id)
+        if peer is not None:
+            peer.learn_relay(relay, now, heard=False)
+
+    def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
+        """Forget a channel that its rendezvous does not know."""
+        for peer in self.members.values():
+            if peer.paths.get(relay) is not None:
+                peer.relay_gone(relay, now)
+
+    def pinged(self, member: Member, source: Endpoint, now: float) -> None:
+        """Let a peer note that it was heard from an address: a second observer of that address."""
+        peer = self.members.get(member.node_id)
+        if peer is not None and isinstance(source, UdpEndpoint):
+            self.budget.confirm(source)
+            peer.pinged(source, now)
+
+    def ponged(self, member: Member, endpoint: UdpEndpoint, now: float) -> None:
+        """Let a peer note that an endpoint answered."""
+        peer = self.members.get(member.node_id)
+        if peer is not None:
+            self.budget.confirm(endpoint)
+            peer.ponged(endpoint, now)
+
+    def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
+        """Call whoever waits, now that a rendezvous has us; one that forgot us forgot its channels too."""
+        client = self.control.clients[server]
+        for peer in self.members.values():
+            if anew:
+                peer.rendezvous_restarted(client.endpoint)
+            peer.rendezvous_reachable(now)
+
+    def restated(self, now: float) -> None:
+        """Tell every peer with a session our new record."""
+        for peer in self.members.values():
+            peer.restated(now)
+
+    def emit(self, event: MeshEvent) -> None:
+        """Queue an event for the shell."""
+        if len(self._events) >= EVENTS_MAX:
+            self.dropped["event-queue"] += 1
+            return
+        if isinstance(event, RoutesChanged | StateToPersist):
+            if type(event) in self._queued:
+                return
+            self._queued.add(type(event))
+        self._events.append(event)
+
+    # --- What peers need (Port) -------------------------------------------------------------------------
+
+    def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
+        """Queue a datagram."""
+        self.control.transmit(endpoint, datagram, ttl)
+
+    def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
+        """Pay for a packet to an endpoint that has not agreed."""
+        reason = self.budget.take(endpoint, now, single_observer=peer.offers.single_observer(endpoint))
+        if reason is not None:
+            self.dropped[reason] += 1
+        return reason is None
+
+    def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
+        """Send a sealed ping, if it can be paid for."""
+        path = peer.paths.get(shot.endpoint)
+        if (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
+            self.control.ping(peer.member, shot.endpoint, shot.attempt, shot.ttl, now)
+
+    def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
+        """Call a peer through every rendezvous that both know."""
+        waiting = None if peer.session is None else peer.session.initiation
+        return self.control.call(peer.member, attempt, peer.relay_rtt(), waiting or b"", now)
+
+    def rebind(self, peer: MeshPeer, now: float) -> None:
+        """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
+        self.control.probe_mappings(now)
+        for path in peer.paths.relays():
+            if isinstance(path.endpoint, RelayEndpoint):
+                self.control.bind(path.endpoint, now)
+
+    def statement(self, now: float) -> bytes:
+        """Return the plaintext that tells a peer our newest record."""
+        return inner.Statement(self.control.own_record(now), self.settings.certificate.encode()).encode()
+
+    def new_session(self, peer: MeshPeer, now: float) -> Session | None:
+        """Make a peer's session."""
+        try:
+            return Session(self.device, peer.member.certificate.x25519, now=now, mesh=True, owner=peer)
+        except NoiseError:
+            self.dropped["weak-key"] += 1
+            return None
+
+    def new_hello(self, keypair: Keypair, now: float) -> HelloExchange:
+        """Begin the hello of a keypair."""
+        settings = self.settings
+        return HelloExchange(keypair, settings.aeads, gso_bits(settings.gso), settings.largest_chunk, now)
+
+    def usable(self, endpoint: Endpoint) -> bool:
+        """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
+        if isinstance(endpoint, RelayEndpoint):
+            return self.control.relay_server(endpoint.server)
+        if (6 if ":" in endpoint.host else 4) not in self.settings.families:
+            return False
+        if endpoint.host in self._own_hosts and endpoint.port == self.settings.port:
+            return False
+        return refused_candidate(endpoint.host, self.settings.mesh_prefixes) is None
+
+    def touch(self, peer: AnyPeer) -> None:
+        """Pump this peer soon."""
+        self._touched[peer] = None
+
+    def _is_needed(self, node_id: bytes) -> bool:
+        peer = self.members.get(node_id)
+        return peer is not None and peer.active

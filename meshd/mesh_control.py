@@ -1,0 +1,520 @@
+"""The control side of a mesh: rendezvous clients, directory, candidates, our own record, pings and calls.
+
+It knows members by node id and nothing of sessions or paths. What a rendezvous says is a carrier's word:
+records and certificates are verified by the directory, calls and pings by the member's own control key, and
+the endpoint at which a rendezvous claims to have seen a caller is not used at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from crossedge.meshd import client_events as ce
+from crossedge.meshd import directory as dir_
+from crossedge.meshd.callbody import call_body
+from crossedge.meshd.candidates import Candidates
+from crossedge.meshd.client import RendezvousClient
+from crossedge.meshd.events import BlocklistToPersist, MeshEvent, Notice
+from crossedge.meshd.netcheck import Netcheck, NetcheckReport
+from crossedge.meshd.nodecontrol import NodeControl
+from crossedge.meshd.ownrecord import OwnRecord
+from crossedge.meshd.sequence import Sequence as Numbers
+from crossedge.meshd.settings import MeshSettings
+from crossedge.meshd.stunclient import StunObservers
+from crossedge.meshd.transmit import Transmit
+from crossedge.meshd.wallclock import Wallclock
+from crossedge.wire import messages as m
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.envelope import ControlKey, is_cookie_reply
+from crossedge.wire.record import CandidateKind, NatVerdict
+
+PINGS_MAX: Final = 2048  # pings that wait for their pong
+PING_TIMEOUT: Final = 5.0  # seconds (as Tailscale's)
+UNKNOWN_CALLS_MAX: Final = 32  # calls from members whose record is on its way
+UNKNOWN_CALL_TIME: Final = 3.0  # seconds
+TRANSMITS_MAX: Final = 4096
+FIND_INTERVAL: Final = 1.0  # seconds between questions for the same address or node
+FINDS_MAX: Final = 256
+
+
+class ControlHost(Protocol):
+    """What the control side tells the mesh."""
+
+    def member_added(self, member: dir_.Peer, now: float) -> None:
+        """Take a member that was not known."""
+
+    def member_changed(self, member: dir_.Peer, previous: dir_.Peer, now: float) -> None:
+        """Take a newer record, perhaps under another certificate."""
+
+    def member_removed(self, member: dir_.Peer, reason: str) -> None:
+        """Let go of a member."""
+
+    def called(
+        self, member: dir_.Peer, body: m.CallBody, relay: RelayEndpoint | None, source: Endpoint, now: float
+    ) -> None:
+        """Take an authentic, fresh call."""
+
+    def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
+        """Take the channel that a call got."""
+
+    def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
+        """Take the news that a rendezvous does not know this channel of ours."""
+
+    def pinged(self, member: dir_.Peer, source: Endpoint, now: float) -> None:
+        """Take an authentic, fresh ping, which was answered."""
+
+    def ponged(self, member: dir_.Peer, endpoint: UdpEndpoint, now: float) -> None:
+        """Take the news that the member answered our ping to this endpoint."""
+
+    def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
+        """Take the news that a rendezvous has us registered; `anew`: it had forgotten us and all channels."""
+
+    def restated(self, now: float) -> None:
+        """Take the news that our own record is another one."""
+
+    def emit(self, event: MeshEvent) -> None:
+        """Hand an event to the shell."""
+
+
+class _Ping(NamedTuple):
+    node_id: bytes
+    endpoint: Endpoint
+    at: float
+
+
+class _UnknownCall(NamedTuple):
+    event: ce.Called
+    until: float
+
+
+class ControlPlane:
+    """Everything of the mesh that is not a session or a path."""
+
+    def __init__(
+        self,
+        settings: MeshSettings,
+        host: ControlHost,
+        clock: Wallclock,
+        numbers: Numbers,
+        random: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.dropped: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.directory = dir_.Directory(
+            settings.ca_public, settings.certificate, settings.blocklist, clock, now
+        )
+        self.candidates = Candidates(settings.port, settings.mesh_prefixes)
+        self.candidates.set_static(settings.advertise)
+        self.node = NodeControl(ControlKey.generate(random), random, now)
+        self.own = OwnRecord(settings.certificate, settings.signing_key, self.node.key.public, numbers, clock)
+        self.clients: dict[bytes, RendezvousClient] = {}
+        self.verdict = NatVerdict()
+        self.report: NetcheckReport | None = None
+        self.netcheck: Netcheck | None = None
+        self.observers = StunObservers(settings.stun, random, now)
+        self._host = host
+        self._numbers = numbers
+        self._random = random
+        self._now = now
+        self._pings: dict[int, _Ping] = {}
+        self._unknown_calls: deque[_UnknownCall] = deque(maxlen=UNKNOWN_CALLS_MAX)
+        self._finds: dict[bytes, float] = {}
+        self._epochs: dict[bytes, int] = {}
+        self._transmits: deque[Transmit] = deque()
+        self._say(now)
+
+    # --- Rendezvous -------------------------------------------------------------------------------------
+
+    def set_rendezvous(self, public_key: bytes, endpoint: UdpEndpoint, now: float) -> None:
+        """Use a rendezvous at this endpoint, or learn that it is there now."""
+        self._now = now
+        for client in self.clients.values():
+            if client.public_key == public_key:
+                client.set_endpoint(endpoint, now)
+                return
+        client = RendezvousClient(
+            public_key,
+            endpoint,
+            self.node.key,
+            self._numbers,
+            self.own.make,
+            self.directory.known,
+            self._random,
+            now,
+        )
+        self.clients[client.server] = client
+        self.directory.set_servers(self.clients)
+        self._say(now)
+
+    def relay_server(self, server: UdpEndpoint) -> bool:
+        """Tell whether this is a rendezvous of ours, whose channels may lead to members."""
+        return any(client.endpoint == server for client in self.clients.values())
+
+    def call(self, member: dir_.Peer, attempt: int, rtt: float, initiation: bytes, now: float) -> bool:
+        """Call a member through every rendezvous that both know; False where none has us registered.
+
+        `rtt` is that through the relay in seconds, 0 if not known.
+        """
+        called = False
+        servers = set(member.record.servers) & set(self.clients) or set(self.clients)
+        endpoints = [candidate.endpoint for candidate in self.candidates.current]
+        for server in servers:
+            client = self.clients[server]
+            if client.state is not ce.ClientState.REGISTERED:
+                continue
+            body = call_body(
+                lambda: self._numbers.next(now),
+                attempt,
+                endpoints,
+                self.candidates.observed_by(),
+                rtt,
+                initiation,
+            )
+            sealed = self.node.seal(body, member.record.control_key)
+            if sealed is not None and client.call(member.node_id, sealed, now) is not None:
+                self.sent["call"] += 1
+                called = True
+        return called
+
+    def bind(self, relay: RelayEndpoint, now: float) -> None:
+        """Bind our side of a channel anew."""
+        for client in self.clients.values():
+            if client.endpoint == relay.server:
+                client.bind(relay.channel, now)
+
+    def probe_mappings(self, now: float) -> None:
+        """Ask every rendezvous where it sees us now."""
+        for client in self.clients.values():
+            client.network_changed(now)
+
+    def find(self, address: bytes, now: float) -> None:
+        """Ask whose prefix has this packed address; at most once per second for each."""
+        if self._may_find(address, now):
+            for client in self.clients.values():
+                client.find_address(address, now)
+
+    def _find_node(self, node_id: bytes, now: float) -> None:
+        if self._may_find(node_id, now):
+            for client in self.clients.values():
+                client.find_node(node_id, now)
+
+    def _may_find(self, subject: bytes, now: float) -> bool:
+        if now - self._finds.get(subject, float("-inf")) < FIND_INTERVAL:
+            return False
+        if len(self._finds) >= FINDS_MAX:
+            self._finds = {key: at for key, at in self._finds.items() if now - at < FIND_INTERVAL}
+            if len(self._finds) >= FINDS_MAX:
+                self.dropped["too-many-finds"] += 1
+                return False
+        self._finds[subject] = now
+        return True
+
+    # --- Ourselves --------------------------------------------------------------------------------------
+
+    def set_host_addresses(self, addresses: Iterable[str], now: float) -> bool:
+        """Take the host's addresses; True if they make other candidates."""
+        changed = self.candidates.set_host_addresses(addresses)
+        self.observers.refresh(now)
+        self.probe_mappings(now)
+        if changed:
+            self._say(now)
+        return changed
+
+    def set_verdict(self, verdict: NatVerdict, now: float) -> None:
+        """Take what the network check found."""
+        self.verdict = verdict
+        self._say(now)
+
+    def begin_netcheck(self, ports: Sequence[int], now: float) -> None:
+        """Start a network check with sockets on these local ports, the daemon's own first."""
+        servers = [*(client.endpoint for client in self.clients.values()), *self.settings.stun]
+        hosts = [c.endpoint.host for c in self.candidates.current if c.kind is CandidateKind.HOST]
+        self.netcheck = Netcheck([s for s in servers if ":" not in s.host], ports, hosts, self._random, now)
+        self._netcheck_done(now)
+
+    def _netcheck_done(self, now: float) -> None:
+        if self.netcheck is None or self.netcheck.report is None:
+            return
+        self.report = self.netcheck.report
+        self.netcheck = None
+        self.set_verdict(self.report.verdict, now)
+
+    def _say(self, now: float) -> None:
+        """Sign a new record if what it says has changed, and tell everyone."""
+        news = self.own.update(
+            control_key=self.node.key.public,
+            candidates=self.candidates.current,
+            verdict=self.verdict,
+            servers=self.clients,
+            blocklist=self.directory.blocklist.serial,
+        )
+        if news or self.own.is_off(now):
+            for client in self.clients.values():
+                client.record_changed(now)
+            self._host.restated(now)
+
+    def own_record(self, now: float) -> bytes:
+        """Return our newest signed record."""
+        return self.own.make(self._numbers.next(now), now)[0]
+
+    def rotate_key(self, now: float) -> None:
+        """Make a new control key; the old one is understood for a while."""
+        self.node.rotate(ControlKey.generate(self._random), now)
+        self._say(now)
+        for client in self.clients.values():
+            client.set_control_key(self.node.key, now)
+
+    # --- Pings ------------------------------------------------------------------------------------------
+
+    def ping(
+        self, member: dir_.Peer, endpoint: UdpEndpoint, attempt: int, ttl: int | None, now: float
+    ) -> None:
+        """Challenge an endpoint; the caller has paid for it."""
+        number = int.from_bytes(self._random(8), "big")
+        message = m.Ping(id=number, seq=self._numbers.next(now), attempt=min(attempt, 255))
+        sealed = self.node.seal(message, member.record.control_key)
+        if sealed is None:
+            return
+        if len(self._pings) >= PINGS_MAX:
+            del self._pings[next(iter(self._pings))]
+        self._pings[number] = _Ping(member.node_id, endpoint, now)
+        self.sent["ping"] += 1
+        self.transmit(endpoint, sealed, ttl)
+
+    def receive(self, datagram: bytes, source: Endpoint, now: float) -> None:
+        """Take an untrusted control datagram (CE 01)."""
+        self._now = now
+        if not isinstance(source, RelayEndpoint):
+            for client in self.clients.values():
+                if client.receive(datagram, source, now):
+                    self._client_events(client, now)
+                    return
+        if is_cookie_reply(datagram):
+            self.dropped["unasked-cookie"] += 1
+            return
+        parsed = self.node.parse(datagram, now)
+        if parsed is None:
+            return
+        sealed, own = parsed
+        member = self.directory.by_control_key(sealed.sender)
+        if member is None:
+            self.dropped["unknown-sender"] += 1
+            return
+        message = self.node.open(sealed, own)
+        if message is None:
+            return
+        if not isinstance(message, m.Ping | m.Pong):
+            self.dropped["unexpected-message"] += 1
+        elif not self.node.fresh(sealed, own, message.seq):
+            pass
+        elif isinstance(message, m.Ping):
+            self._on_ping(member, message, source, now)
+        else:
+            self._on_pong(member, message, now)
+
+    def _on_ping(self, member: dir_.Peer, ping: m.Ping, source: Endpoint, now: float) -> None:
+        observed = source.server if isinstance(source, RelayEndpoint) else source
+        pong = m.Pong(id=ping.id, seq=self._numbers.next(now), observed=observed)
+        sealed = self.node.seal(pong, member.record.control_key)
+        if sealed is not None:
+            self.transmit(source, sealed)
+        self._host.pinged(member, source, now)
+
+    def _on_pong(self, member: dir_.Peer, pong: m.Pong, now: float) -> None:
+        ping = self._pings.get(pong.id)
+        if ping is None or ping.node_id != member.node_id:
+            self.dropped["unasked-pong"] += 1
+            return
+        del self._pings[pong.id]
+        if isinstance(ping.endpoint, UdpEndpoint):
+            self._host.ponged(member, ping.endpoint, now)
+
+    # --- Calls ------------------------------------------------------------------------------------------
+
+    def _on_called(self, event: ce.Called, now: float, *, waited: bool = False) -> None:
+        if event.record and not waited:
+            self.directory.offer(event.record, b"", event.server, now)
+            self._directory_events(now)
+        parsed = self.node.parse(event.sealed, now)
+        if parsed is None:
+            return
+        sealed, own = parsed
+        member = self.directory.get(event.caller)
+        if member is None or member.record.control_key != sealed.sender:
+            if not waited:
+                self._await_caller(event, now)
+            else:
+                self.dropped["unknown-caller"] += 1
+            return
+        body = self.node.open(sealed, own)
+        if not isinstance(body, m.CallBody):
+            if body is not None:
+                self.dropped["unexpected-message"] += 1
+            return
+        if not self.node.fresh(sealed, own, body.seq):
+            return
+        client = self.clients.get(event.server)
+        if client is None:
+            return
+        relay = RelayEndpoint(client.endpoint, event.channel) if event.channel else None
+        self._host.called(member, body, relay, relay or client.endpoint, now)
+
+    def _await_caller(self, event: ce.Called, now: float) -> None:
+        """Keep a call until its caller's record is there: it may have registered a moment ago."""
+        if len(self._unknown_calls) == UNKNOWN_CALLS_MAX:
+            self.dropped["unknown-calls-full"] += 1
+        self._unknown_calls.append(_UnknownCall(event, now + UNKNOWN_CALL_TIME))
+        self._find_node(event.caller, now)
+
+    def _retry_calls(self, node_id: bytes, now: float) -> None:
+        waiting = [call for call in self._unknown_calls if call.event.caller == node_id]
+        for call in waiting:
+            self._unknown_calls.remove(call)
+            if now < call.until:
+                self._on_called(call.event, now, waited=True)
+
+    # --- Events from below ------------------------------------------------------------------------------
+
+    def _client_events(self, client: RendezvousClient, now: float) -> None:
+        while (event := client.poll_event()) is not None:
+            match event:
+                case ce.Called():
+                    self._on_called(event, now)
+                case ce.CallAnswered():
+                    if event.status == "ok" and event.channel:
+                        relay = RelayEndpoint(client.endpoint, event.channel)
+                        self._host.call_answered(event.target, relay, now)
+                    else:
+                        self.dropped[f"call-{event.status}"] += 1
+                case ce.RecordsArrived():
+                    for record, certificate in event.items:
+                        self.directory.offer(record, certificate, event.server, now)
+                    self.directory.gone(event.gone, event.server, now)
+                case ce.Found():
+                    if event.record:
+                        self.directory.offer(event.record, event.certificate, event.server, now)
+                case ce.Registered():
+                    self.clock.hint(event.server, event.unix_time, now)
+                    self._say(now)
+                    anew = self._epochs.get(event.server) != event.epoch
+                    self._epochs[event.server] = event.epoch
+                    self._host.reachable(event.server, now, anew=anew)
+                case ce.Observed():
+                    if self.candidates.observe(event.server, event.host, event.endpoint):
+                        self._say(now)
+                case ce.BlocklistArrived():
+                    self.directory.offer_blocklist(event.encoded, now)
+                case ce.RequestFailed():
+                    self._on_request_failed(client, event, now)
+                case ce.StateChanged():
+                    level = "warning" if event.new is ce.ClientState.REFUSED else "info"
+                    where = f"rendezvous {client.endpoint}"
+                    self._host.emit(
+                        Notice(level, f"{where}: {event.old.value} -> {event.new.value}: {event.why}")
+                    )
+            self._directory_events(now)
+
+    def _on_request_failed(self, client: RendezvousClient, event: ce.RequestFailed, now: float) -> None:
+        self.dropped[f"{event.kind.lower()}-{event.code}"] += 1
+        if event.kind == "Bind" and event.code != "timeout":
+            channel = int.from_bytes(event.subject, "big")
+            self._host.relay_gone(RelayEndpoint(client.endpoint, channel), now)
+
+    def _directory_events(self, now: float) -> None:
+        while (event := self.directory.poll_event()) is not None:
+            match event:
+                case dir_.PeerAdded(member):
+                    self._host.member_added(member, now)
+                    self._retry_calls(member.node_id, now)
+                case dir_.PeerChanged(member, previous):
+                    if previous.record.control_key != member.record.control_key:
+                        self.node.forget(previous.record.control_key)
+                    self._host.member_changed(member, previous, now)
+                    self._retry_calls(member.node_id, now)
+                case dir_.PeerRemoved(member, reason):
+                    self.node.forget(member.record.control_key)
+                    self._host.member_removed(member, reason)
+                case dir_.CertificateWanted(node_id):
+                    self._find_node(node_id, now)
+                case dir_.BlocklistWanted():
+                    for client in self.clients.values():
+                        client.fetch_blocklist(self.directory.blocklist.serial, now)
+                case dir_.BlocklistChanged(blocklist):
+                    self._host.emit(BlocklistToPersist(blocklist))
+                    self._say(now)
+                case dir_.OwnCertificateRevoked(serial):
+                    self._host.emit(Notice("error", f"blocklist {serial} revokes our own certificate"))
+
+    def offer(self, record: bytes, certificate: bytes, source: bytes, now: float) -> None:
+        """Take a record that a member handed us itself."""
+        self.directory.offer(record, certificate, source, now)
+        self._directory_events(now)
+
+    def restore(self, items: Iterable[tuple[bytes, bytes]], now: float) -> int:
+        """Take the records of an earlier life; returns how many held."""
+        taken = self.directory.restore(items, now)
+        self._directory_events(now)
+        return taken
+
+    # --- In and out -------------------------------------------------------------------------------------
+
+    def receive_stun(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
+        """Take an untrusted STUN datagram."""
+        if self.netcheck is not None and self.netcheck.receive(datagram, source, local, now):
+            self._netcheck_done(now)
+            return
+        if not local and self.observers.receive(datagram, source, now):
+            while (seen := self.observers.poll_event()) is not None:
+                if self.candidates.observe(seen.observer, seen.host, seen.endpoint):
+                    self._say(now)
+            return
+        self.dropped["unasked-stun"] += 1
+
+    def transmit(
+        self, destination: Endpoint, datagram: bytes, ttl: int | None = None, local: int = 0
+    ) -> None:
+        """Queue a datagram."""
+        if len(self._transmits) >= TRANSMITS_MAX:
+            self.dropped["transmit-queue"] += 1
+            return
+        self._transmits.append(Transmit(destination, datagram, ttl, local))
+
+    def poll_transmit(self) -> Transmit | None:
+        """Return the next datagram to send."""
+        if self._transmits:
+            return self._transmits.popleft()
+        for client in self.clients.values():
+            if (item := client.poll_transmit()) is not None:
+                return item
+        if self.netcheck is not None and (item := self.netcheck.poll_transmit()) is not None:
+            return item
+        return self.observers.poll_transmit()
+
+    def next_deadline(self) -> float:
+        """Return when `handle_timeout` has something to do."""
+        parts = (*self.clients.values(), self.netcheck, self.observers)
+        times = [None if part is None else part.next_deadline() for part in parts]
+        known = [when for when in times if when is not None]
+        return min([self.directory.next_deadline(), self.node.next_rotation(), *known])
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due."""
+        self._now = now
+        for client in self.clients.values():
+            client.handle_timeout(now)
+            self._client_events(client, now)
+        self.directory.handle_timeout(now)
+        self._directory_events(now)
+        if self.netcheck is not None:
+            self.netcheck.handle_timeout(now)
+            self._netcheck_done(now)
+        self.observers.handle_timeout(now)
+        if now >= self.node.next_rotation():
+            self.rotate_key(now)
+        while self._pings and now - next(iter(self._pings.values())).at >= PING_TIMEOUT:
+            del self._pings[next(iter(self._pings))]

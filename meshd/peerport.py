@@ -1,0 +1,104 @@
+"""The two sides of a peer: what it needs of its mesh, and what the data path sees of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol
+
+from crossedge.meshd.events import MeshEvent
+from crossedge.meshd.hello import HelloExchange
+from crossedge.meshd.keypair import Keypair
+from crossedge.meshd.punch import Shot
+from crossedge.meshd.session import Session
+from crossedge.wire.endpoint import Endpoint, UdpEndpoint
+
+if TYPE_CHECKING:
+    from crossedge.meshd.peer import MeshPeer
+
+
+class Port(Protocol):
+    """What a peer needs of the mesh it belongs to."""
+
+    dropped: Counter[str]
+
+    def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
+        """Transmit a datagram."""
+
+    def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
+        """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""
+
+    def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
+        """Send a sealed ping, if it can be paid for."""
+
+    def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
+        """Call the peer through every rendezvous that both know; False where there is none in reach."""
+
+    def rebind(self, peer: MeshPeer, now: float) -> None:
+        """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
+
+    def statement(self, now: float) -> bytes:
+        """Return the plaintext that tells a peer our newest record."""
+
+    def new_session(self, peer: MeshPeer, now: float) -> Session | None:
+        """Make the peer's session; None (counted) where its key is unusable."""
+
+    def new_hello(self, keypair: Keypair, now: float) -> HelloExchange:
+        """Begin the hello of a keypair."""
+
+    def usable(self, endpoint: Endpoint) -> bool:
+        """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
+
+    def touch(self, peer: MeshPeer) -> None:
+        """Pump this peer soon: something happened to it outside of a call from the mesh."""
+
+    def emit(self, event: MeshEvent) -> None:
+        """Hand an event to the shell."""
+
+
+class Owner(Protocol):
+    """Whose session a gate shows."""
+
+    session: Session | None
+
+    def on_data_sent(self, now: float, size: int) -> None:
+        """Note that the data path sent a batch."""
+
+    def on_data_received(self, now: float, size: int) -> None:
+        """Note that the data path opened a batch; `size` 0: nothing of it was a packet."""
+
+    def on_rotated(self) -> None:
+        """Note that another keypair is in use."""
+
+
+class Gate:
+    """The session as the data path sees it; it lets the peer notice traffic."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+
+    @property
+    def current(self) -> Keypair | None:
+        """The keypair to send with."""
+        session = self._owner.session
+        return None if session is None else session.current
+
+    def data_sent(self, now: float, size: int) -> None:
+        """Follow a batch of sealed data: `size` plaintext bytes."""
+        owner = self._owner
+        if owner.session is not None:
+            owner.session.data_sent(now, size)
+        owner.on_data_sent(now, size)
+
+    def data_received(self, now: float, size: int, keypair: Keypair) -> None:
+        """Follow a batch of opened data: `size` bytes of packets; 0: keepalives and in-session messages."""
+        owner = self._owner
+        session = owner.session
+        if session is None:
+            return
+        before = session.current
+        session.data_received(now, size, keypair)
+        if session.current is not before:
+            owner.on_rotated()
+        owner.on_data_received(now, size)
