@@ -303,7 +303,7 @@ def test_message_made_here_with_a_wrong_value_is_refused() -> None:
     with pytest.raises(ValidationError):
         Notify(epoch=-1, version=1)
     with pytest.raises(ValidationError):
-        Notify(epoch=1, version=1, versoin=2)  # type: ignore[call-arg]  # the misspelling is the test
+        Notify(epoch=1, version=1, versions=2)  # type: ignore[call-arg]  # the wrong name is the test
 
 
 def test_message_is_frozen() -> None:
