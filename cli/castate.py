@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crossedge.cli.allocation import free_prefix, reserved
 from crossedge.cli.identityfiles import DAY, make_directory, read_file, read_key, write_file
-from crossedge.host.files import write_atomic
 from crossedge.wire.blocklist import Blocklist, Delegation
 from crossedge.wire.bundle import Bundle, RendezvousAddress
 from crossedge.wire.certificate import Certificate, Request
@@ -353,8 +352,7 @@ class CertificateAuthority:
             write_file(path, text)
 
     def _save(self) -> None:
-        text = self.state.model_dump_json(indent=1) + "\n"
-        write_atomic(self.path / STATE_FILE, text.encode(), 0o600)
+        write_file(self.path / STATE_FILE, self.state.model_dump_json(indent=1) + "\n", 0o600)
 
     def _prefixes(
         self, name: str, wanted: Sequence[Network], held: Entry | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from crossedge.cli import castate
+from crossedge.cli import identityfiles
 from crossedge.cli.allocation import free_prefix
 from crossedge.cli.castate import CertificateAuthority, load_state
 from crossedge.cli.main import crossedge, main
@@ -438,14 +439,9 @@ class Crash(BaseException):
     """The power going away."""
 
 
-@pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize("command", ["revoke", "sign"])
-def test_crash_at_any_write_leaves_an_authority_that_works(
-    authority: Run, monkeypatch: pytest.MonkeyPatch, command: str, at: int
-) -> None:
-    run = authority
-    first = sign(run, "a", "--rendezvous", RENDEZVOUS)
-    write_atomic = castate.write_atomic
+def crash_at_write(monkeypatch: pytest.MonkeyPatch, at: int, action: Callable[[], object]) -> None:
+    """Let the power go away at the write with this number, from 1, of an action."""
+    write_atomic = identityfiles.write_atomic
     writes = 0
 
     def failing(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -455,15 +451,24 @@ def test_crash_at_any_write_leaves_an_authority_that_works(
             raise Crash
         write_atomic(path, data, mode)
 
+    with monkeypatch.context() as patched:
+        patched.setattr(identityfiles, "write_atomic", failing)
+        with pytest.raises(Crash):
+            action()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("command", ["revoke", "sign"])
+def test_crash_at_any_write_leaves_an_authority_that_works(
+    authority: Run, monkeypatch: pytest.MonkeyPatch, command: str, at: int
+) -> None:
+    run = authority
+    first = sign(run, "a", "--rendezvous", RENDEZVOUS)
     arguments = {
         "revoke": ("ca", "revoke", "edge-a", "--dir", "ca"),
         "sign": ("ca", "sign", "a/node.request", "--dir", "ca", "-o", "a.bundle"),
     }
-    with monkeypatch.context() as patched:
-        patched.setattr("crossedge.cli.castate.write_atomic", failing)
-        patched.setattr("crossedge.cli.identityfiles.write_atomic", failing)
-        with pytest.raises(Crash):
-            run(*arguments[command])
+    crash_at_write(monkeypatch, at, lambda: run(*arguments[command]))
     again = sign(run, "a")
     assert again.certificate.serial > first.certificate.serial
     assert again.certificate.prefixes == first.certificate.prefixes
@@ -472,18 +477,28 @@ def test_crash_at_any_write_leaves_an_authority_that_works(
     assert Blocklist.from_text(Path("ca/blocklist").read_bytes()).revokes(again.certificate)
 
 
-def test_crash_after_the_key_was_written_is_taken_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(path: Path, data: bytes, mode: int = 0o600) -> None:
-        raise Crash
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_crash_while_the_authority_is_made_is_taken_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    crash_at_write(monkeypatch, at, lambda: run("ca", "init", "--dir", "ca"))
+    key = Path("ca/ca.key").read_bytes() if at > 1 else None
+    if at < 3:
+        refused(run("ca", "show", "--dir", "ca"), "crossedge ca init")
+        good(run("ca", "init", "--dir", "ca"))
+    assert key in (None, Path("ca/ca.key").read_bytes())
+    good(run("node", "init", "--name", "edge-a", "--dir", "a"))
+    bundle = sign(run, "a", "--rendezvous", RENDEZVOUS)
+    assert bundle.blocklist.to_text() == Path("ca/blocklist").read_text()
 
-    with monkeypatch.context() as patched:
-        patched.setattr("crossedge.cli.castate.write_atomic", crash)
-        with pytest.raises(Crash):
-            run("ca", "init", "--dir", "ca")
-    key = Path("ca/ca.key").read_bytes()
-    refused(run("ca", "show", "--dir", "ca"), "crossedge ca init")
-    good(run("ca", "init", "--dir", "ca"))
-    assert Path("ca/ca.key").read_bytes() == key
+
+def test_full_disk_is_one_line(authority: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes, mode: int = 0o600) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(identityfiles, "write_atomic", full)
+    sign = ("ca", "sign", "a/node.request", "--dir", "ca", "--rendezvous", RENDEZVOUS)
+    refused(authority(*sign), "ca/state.json: expected to be able to write it", "No space left")
 
 
 SIGN_FIVE_TIMES = """
