@@ -31,8 +31,11 @@ ROUTE_GROUPS = {
     "address": (5, 9),
     "route": (7, 11),
     "rule": (8, 19),
+    "settings": (24, 25),
 }
-"""RTNLGRP_* numbers, IPv4 and IPv6, of what can be watched."""
+"""RTNLGRP_* of what can be watched, IPv4 and IPv6. "settings" are sysctls like forwarding and rp_filter."""
+RTM_NEWNETCONF = 80
+RTM_DELNETCONF = 81
 NFNLGRP_NFTABLES = 7
 NFNL_SUBSYS_NFTABLES = 10
 NFT_MSG_DELCHAIN = 5
@@ -173,6 +176,8 @@ def parse_event(reply: Reply) -> Event | None:
     """Parse a message of the route protocol; None for what is not watched."""
     kind = reply.kind
     item: Item | None
+    if kind in (RTM_NEWNETCONF, RTM_DELNETCONF):
+        return Event("settings", kind == RTM_DELNETCONF, None)
     if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
         return Event("link", kind == links.RTM_DELLINK, links.parse_link(reply))
     if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):

@@ -6,7 +6,7 @@ Those below net/ are of the calling thread's network namespace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,10 +56,15 @@ class Needed:
 class Sysctls:
     """The sysctls that one program needs."""
 
-    def __init__(self, changes: Mapping[str, Change] | None = None) -> None:
-        """Start from the changes that an earlier life recorded."""
+    def __init__(
+        self,
+        changes: Mapping[str, Change] | None = None,
+        save: Callable[[Mapping[str, Change]], None] | None = None,
+    ) -> None:
+        """Start from the changes that an earlier life recorded; `save` is called before a new one is made."""
         self.changes: dict[str, Change] = dict(changes or {})
         """What we changed, by name; to be kept across restarts, so that it can be undone."""
+        self._save = save
         self._wanted: dict[str, str] = {}
         self._errors: dict[str, str] = {}
 
@@ -70,13 +75,19 @@ class Sysctls:
         now = read(name)
         if now is None or now == value:
             return False
+        known = self.changes.get(name)
+        change = Change(known.before if known else now, value)
+        if known != change:
+            self.changes[name] = change
+            if self._save is not None:
+                self._save(self.changes)  # first, so that a crash between the two loses nothing
         try:
             write(name, value)
         except OSError as error:
             self._errors[name] = error.strerror or str(error)
+            if known is None:
+                del self.changes[name]
             return False
-        before = self.changes[name].before if name in self.changes else now
-        self.changes[name] = Change(before, value)
         return True
 
     def forget(self, name: str) -> None:

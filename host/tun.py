@@ -86,6 +86,15 @@ def open_tun(
     return Tun(opened, name, offloads)
 
 
+def attached_name(descriptor: int) -> str | None:
+    """Return the name of the device that a TUN descriptor belongs to; None if it was deleted under it."""
+    try:
+        found, _ = IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size)))
+    except OSError:
+        return None
+    return str(found.rstrip(b"\0").decode(errors="replace"))
+
+
 def _attach(name: str) -> int:
     opened = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

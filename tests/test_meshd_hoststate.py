@@ -1,0 +1,484 @@
+"""The host becomes what is desired, stays so whatever others do, and is given back as it was."""
+
+import asyncio
+import ipaddress
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from crossedge.host import nft, sysctl
+from crossedge.host.namespaces import Namespace
+from crossedge.host.netlink import Netlink
+from crossedge.host.routes import Route, list_routes
+from crossedge.host.rules import list_rules
+from crossedge.host.tun import Tun, open_tun
+from crossedge.meshd.desired import METRIC_NOWHERE, METRIC_PEER, TABLE
+from crossedge.meshd.hoststate import Desired, HostConflictError, HostState, PeerRoute
+
+pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
+network = ipaddress.ip_network
+
+DESIRED = Desired(
+    overlay=(ipaddress.ip_address("10.159.0.1"), ipaddress.ip_address("fd00::1")),
+    pods=(network("10.160.1.0/24"), network("fd00:0:0:1::/64")),
+    mesh=(network("10.159.0.0/16"), network("10.160.0.0/12"), network("fd00::/48")),
+    peers=frozenset(
+        PeerRoute(network(prefix))
+        for prefix in ("10.159.0.2/32", "10.160.2.0/24", "fd00::2/128", "fd00:0:0:2::/64")
+    ),
+)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    made = Namespace.anonymous()
+    yield made
+    made.close()
+
+
+@pytest_asyncio.fixture
+async def state(namespace: Namespace, tmp_path: Path) -> AsyncIterator[HostState]:
+    made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    made.start(asyncio.get_running_loop())
+    await made.settled()
+    yield made
+    made.close()
+
+
+def sh(namespace: Namespace, *commands: str) -> None:
+    with namespace:
+        for command in commands:
+            subprocess.run(command.split(), check=True)
+
+
+def picture(namespace: Namespace) -> dict[str, Any]:
+    """Return all of the namespace that is ours, as iproute2 and nft show it."""
+
+    def ip(*arguments: str) -> Any:
+        shown = subprocess.run(["ip", "-j", *arguments], capture_output=True, check=True).stdout
+        return json.loads(shown or b"[]")
+
+    with namespace:
+        links = [link for link in ip("addr", "show") if link["ifname"] == "crossedge0"]
+        found: dict[str, Any] = {
+            "link": [(each["flags"][0:0], each["mtu"], "UP" in each["flags"]) for each in links],
+            "addresses": sorted(
+                (each["local"], each["prefixlen"]) for link in links for each in link["addr_info"]
+            ),
+            "rules": [rule for v in "46" for rule in ip(f"-{v}", "rule") if rule["priority"] == 5206],
+        }
+        with Netlink() as netlink:
+            listed = list_routes(netlink, table=TABLE) + list_routes(netlink, table=254, protocol=206)
+        found["routes"] = sorted((route._replace(device=bool(route.device)) for route in listed), key=str)
+        table = nft.list_table("inet", "crossedge")
+        found["nft"] = table and [
+            (kind, {key: value for key, value in entry.items() if key not in ("handle", "expr")})
+            for kind, entry in table
+        ]
+    return found
+
+
+async def until(condition: Callable[[], bool], seconds: float = 1.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def ours(namespace: Namespace) -> dict[str, Route]:
+    with namespace, Netlink() as netlink:
+        return {f"{route.destination} {route.metric}": route for route in list_routes(netlink, table=TABLE)}
+
+
+async def test_start_sets_up_everything_that_is_desired(namespace: Namespace, state: HostState) -> None:
+    found = picture(namespace)
+    assert found["link"] == [([], 1380, True)]
+    assert found["addresses"] == [("10.159.0.1", 32), ("fd00::1", 128)]
+    assert [(rule["fwmark"], "not" in rule, rule["table"]) for rule in found["rules"]] == [
+        ("0xce5e", True, "41820")
+    ] * 2
+    routes = ours(namespace)
+    assert len(routes) == 4 + 2 * 3 + 2
+    peer = routes[f"10.160.2.0/24 {METRIC_PEER}"]
+    assert (peer.device, str(peer.source)) == (state.report()["tun"]["index"], "10.159.0.1")
+    assert str(routes[f"fd00:0:0:2::/64 {METRIC_PEER}"].source) == "fd00::1"
+    with namespace:
+        for name in (
+            "net/ipv4/ip_forward",
+            "net/ipv6/conf/all/forwarding",
+            "net/ipv4/conf/crossedge0/rp_filter",
+        ):
+            assert sysctl.read(name) == "1"
+    report = state.report()
+    json.dumps(report)
+    assert report["nftables"]["current"]
+    assert report["repaired"] == {}
+    assert report["problems"] == []
+    assert {each["name"]: each["before"] for each in report["sysctls"]}["net/ipv4/ip_forward"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "commands"),
+    [
+        ("route", ["ip route del 10.160.2.0/24 table 41820"]),
+        ("route", ["ip -6 route del fd00:0:0:2::/64 table 41820"]),
+        ("route", ["ip route flush table 41820"]),
+        ("route", ["ip -6 route flush table 41820"]),
+        ("route", ["ip route replace 10.160.2.0/24 dev lo metric 1024 table 41820"]),
+        ("route", ["ip route del unreachable 10.160.1.0/24 proto 206"]),
+        ("route", ["ip -6 route del throw fd00:0:0:1::/64 table 41820"]),
+        ("rule", ["ip rule del priority 5206"]),
+        ("rule", ["ip -6 rule del priority 5206"]),
+        ("address", ["ip addr del 10.159.0.1/32 dev crossedge0"]),
+        ("address", ["ip addr del fd00::1/128 dev crossedge0"]),
+        ("address", ["ip addr flush dev crossedge0"]),
+        ("link", ["ip link set crossedge0 down"]),
+        ("link", ["ip link set crossedge0 mtu 1280"]),
+        ("link", ["ip link set crossedge0 down", "ip link set crossedge0 name other0"]),
+        ("link", ["ip link del crossedge0"]),
+        ("nftables", ["nft delete table inet crossedge"]),
+        ("nftables", ["nft flush ruleset"]),
+        ("nftables", ["nft flush chain inet crossedge forward"]),
+        ("nftables", ["nft delete element inet crossedge mesh4 {10.160.0.0/12}"]),
+        ("nftables", ["nft insert rule inet crossedge inbound_pods accept"]),
+        ("nftables", ["nft add chain inet crossedge forward { policy drop; }"]),
+        ("settings", ["sysctl -qw net.ipv4.ip_forward=0"]),
+        ("settings", ["sysctl -qw net.ipv6.conf.all.forwarding=0"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+async def test_what_others_delete_or_change_is_back_within_a_second(
+    namespace: Namespace, state: HostState, kind: str, commands: list[str]
+) -> None:
+    before = picture(namespace)
+    sh(namespace, *commands)
+    await until(lambda: state.repaired[kind] > 0 and picture(namespace) == before)
+    await state.settled()
+    assert state.report()["problems"] == []
+    for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+        assert namespace.call(sysctl.read, name) == "1"
+
+
+async def test_our_own_changes_are_not_taken_for_those_of_others(
+    namespace: Namespace, state: HostState
+) -> None:
+    peers = [PeerRoute(network(f"10.161.{i}.0/24")) for i in range(200)]
+    for i in range(0, 200, 20):
+        state.apply(replace(DESIRED, peers=frozenset(peers[i : i + 40]), mtu=1380 - i % 3))
+        await asyncio.sleep(0.01)
+    await state.settled()
+    assert state.repaired == {}
+    assert sum(route.metric == METRIC_PEER for route in ours(namespace).values()) == 20
+
+
+async def test_a_deleted_tun_is_opened_again_and_handed_over(namespace: Namespace) -> None:
+    opened: list[Tun] = []
+    state = namespace.call(HostState, DESIRED, on_tun=opened.append)
+    first = state.start(asyncio.get_running_loop())
+    descriptor = first.descriptor
+    sh(namespace, "ip link del crossedge0")
+    await until(lambda: len(opened) == 1)
+    assert state.tun is opened[0]
+    assert state.tun.descriptor != descriptor
+    assert state.tun.offloads == first.offloads
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+    await state.settled()
+    assert len(ours(namespace)) == 12
+    state.close()
+
+
+async def test_a_thousand_peers_come_and_go_in_batches(namespace: Namespace, state: HostState) -> None:
+    peers = [
+        PeerRoute(network(prefix))
+        for i in range(1000)
+        for prefix in (
+            f"10.{164 + i // 256}.{i % 256}.0/24",
+            f"10.159.{4 + i // 256}.{i % 256}/32",
+            f"fd00:0:0:{i + 16:x}::/64",
+            f"fd00::{i + 16:x}/128",
+        )
+    ]
+    state.apply(replace(DESIRED, peers=frozenset(peers)))
+    routes = ours(namespace)
+    assert sum(route.metric == METRIC_PEER for route in routes.values()) == 4000
+    state.apply(
+        replace(DESIRED, peers=frozenset([*peers[4:], PeerRoute(network("10.170.0.0/24"), mtu=1300)]))
+    )
+    changed = ours(namespace)
+    assert set(routes.keys() ^ changed.keys()) == {
+        f"{prefix} {METRIC_PEER}"
+        for prefix in ("10.164.0.0/24", "10.159.4.0/32", "fd00:0:0:10::/64", "fd00::10/128", "10.170.0.0/24")
+    }
+    assert changed[f"10.170.0.0/24 {METRIC_PEER}"].mtu == 1300
+    state.apply(DESIRED)
+    assert len(ours(namespace)) == 12
+    await state.settled()
+    assert state.repaired == {}
+
+
+async def test_a_new_overlay_address_is_the_source_of_all_routes(
+    namespace: Namespace, state: HostState
+) -> None:
+    state.apply(replace(DESIRED, overlay=(ipaddress.ip_address("10.159.9.9"), DESIRED.overlay[1])))
+    await state.settled()
+    assert picture(namespace)["addresses"] == [("10.159.9.9", 32), ("fd00::1", 128)]
+    sources = {str(r.source) for r in ours(namespace).values() if r.device and r.destination.version == 4}
+    assert sources == {"10.159.9.9"}
+    assert len(ours(namespace)) == 12
+    assert state.repaired == {}
+
+
+async def test_stop_leaves_all_in_place_and_the_next_start_adopts_it(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    first = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    first.start(loop)
+    await first.settled()
+    before, index = picture(namespace), first.report()["tun"]["index"]
+    first.close()
+    assert picture(namespace) == before
+    events: list[str] = []
+    with namespace:
+        watch = subprocess.Popen(["ip", "monitor", "route", "address"], stdout=subprocess.PIPE, text=True)
+    second = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    second.start(loop)
+    await second.settled()
+    watch.terminate()
+    events = (watch.communicate()[0]).splitlines()
+    assert [line for line in events if "Deleted" in line] == []
+    assert picture(namespace) == before
+    assert second.report()["tun"]["index"] == index
+    assert second.report()["repaired"] == {}
+    second.close()
+
+
+async def test_what_an_earlier_life_left_and_is_not_desired_is_swept(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    first = namespace.call(HostState, DESIRED)
+    first.start(loop)
+    first.close()  # as a kill would: nothing is taken away
+    sh(
+        namespace,
+        "ip route add 10.170.0.0/16 dev crossedge0 table 41820 proto 206",
+        "ip -6 route add fd00:0:0:77::/64 dev crossedge0 table 41820 proto 206",
+        "ip route add unreachable 10.171.0.0/24 proto 206",
+        "ip addr add 10.159.3.3/32 dev crossedge0",
+        # Not ours: a pod's route, and what somebody else put into the table.
+        "ip route add 10.160.1.7/32 dev lo proto 206",
+        "ip route add 10.172.0.0/16 dev lo table 41820 proto static",
+    )
+    peers = frozenset(peer for peer in DESIRED.peers if str(peer.prefix) != "10.160.2.0/24")
+    second = namespace.call(HostState, replace(DESIRED, peers=peers))
+    second.start(loop)
+    await second.settled()
+    routes = ours(namespace)
+    assert "10.172.0.0/16 0" in routes
+    assert len(routes) == 12
+    assert f"10.160.2.0/24 {METRIC_PEER}" not in routes
+    with namespace, Netlink() as netlink:
+        main = {str(route.destination) for route in list_routes(netlink, table=254, protocol=206)}
+    assert main == {"10.160.1.7/32", "10.160.1.0/24", "fd00:0:0:1::/64"}
+    assert picture(namespace)["addresses"] == [("10.159.0.1", 32), ("fd00::1", 128)]
+    second.close()
+
+
+async def test_an_inherited_tun_is_used(namespace: Namespace) -> None:
+    tun = namespace.call(open_tun, "crossedge0")
+    state = namespace.call(HostState, DESIRED, tun_descriptor=tun.descriptor)
+    assert state.start(asyncio.get_running_loop()).descriptor == tun.descriptor
+    assert len(ours(namespace)) == 12
+    state.close()
+
+
+async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path) -> None:
+    def everything() -> list[str]:
+        with namespace:
+            return [
+                subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
+                for command in (
+                    "ip -o addr show",
+                    "ip -o link show",
+                    "ip rule",
+                    "ip -6 rule",
+                    "ip route show table all",
+                    "ip -6 route show table all",
+                    "nft list ruleset",
+                    "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv6.conf.all.accept_ra",
+                )
+            ]
+
+    before = everything()
+    record = tmp_path / "host.json"
+    first = namespace.call(HostState, DESIRED, record=record)
+    first.start(asyncio.get_running_loop())
+    await first.settled()
+    first.close()
+    assert everything() != before
+    assert record.exists()
+    other = namespace.call(HostState, Desired(), record=record)  # another life, that knows nothing
+    removed = other.cleanup()
+    assert everything() == before
+    assert not record.exists()
+    assert {line.split()[0] for line in removed} == {"rule", "route", "link", "table", "sysctl"}
+    assert other.cleanup() == []
+    other.close()
+
+
+async def test_cleanup_while_running_is_not_undone_by_ourselves(
+    namespace: Namespace, state: HostState
+) -> None:
+    assert state.cleanup()
+    await asyncio.sleep(0.1)
+    assert picture(namespace)["link"] == []
+    assert picture(namespace)["routes"] == []
+    assert picture(namespace)["nft"] is None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.161.7.1/24", "mesh prefix 10.160.0.0/12 overlaps 10.161.7.0/24, .* by uplink0"),
+        ("10.0.0.1/8", "mesh prefix 10.159.0.0/16 overlaps 10.0.0.0/8, .* by uplink0"),
+        ("fd00:0:0:5::1/64", "mesh prefix fd00::/48 overlaps fd00:0:0:5::/64, .* by uplink0"),
+    ],
+)
+async def test_a_supernet_over_a_connected_network_is_refused(
+    namespace: Namespace, address: str, expected: str
+) -> None:
+    sh(namespace, "ip link add uplink0 type bridge", f"ip addr add {address} dev uplink0")
+    before = picture(namespace)
+    state = namespace.call(HostState, DESIRED)
+    with pytest.raises(HostConflictError, match=expected):
+        state.start(asyncio.get_running_loop())
+    assert picture(namespace) == before
+    state.close()
+
+
+async def test_a_bridge_of_our_own_pods_is_no_conflict_and_a_later_conflict_is_told(
+    namespace: Namespace, state: HostState
+) -> None:
+    sh(namespace, "ip link add cni0 type bridge", "ip addr add 10.160.1.1/24 dev cni0")
+    sh(namespace, "ip link add wlan0 type bridge", "ip addr add 10.161.0.9/16 dev wlan0")
+    await until(lambda: bool(state.report()["problems"]))
+    (problem,) = state.report()["problems"]
+    assert "10.160.0.0/12 overlaps 10.161.0.0/16" in problem["what"]
+    with pytest.raises(HostConflictError, match="wlan0"):
+        state.apply(replace(DESIRED, mesh=DESIRED.mesh[1:]))
+    sh(namespace, "ip link del wlan0")
+    await until(lambda: state.report()["problems"] == [])
+
+
+async def test_a_failed_start_can_be_tried_again(namespace: Namespace) -> None:
+    blocker = namespace.call(open_tun, "crossedge0")
+    state = namespace.call(HostState, DESIRED)
+    loop = asyncio.get_running_loop()
+    with pytest.raises(OSError, match="another process holds it"):
+        state.start(loop)
+    with pytest.raises(RuntimeError):
+        _ = state.tun
+    blocker.close()
+    state.start(loop)
+    with pytest.raises(RuntimeError):
+        state.start(loop)
+    state.close()
+
+
+async def test_another_tun_name_is_refused_while_running(state: HostState) -> None:
+    with pytest.raises(ValueError, match="name cannot change"):
+        state.apply(replace(DESIRED, tun="crossedge1"))
+
+
+async def test_what_the_kernel_refuses_is_told_and_tried_until_it_works(
+    namespace: Namespace, state: HostState
+) -> None:
+    source = ipaddress.ip_address("192.0.2.1")  # not an address of this host
+    peers = DESIRED.peers | {PeerRoute(network("10.170.0.0/16"), source=source)}
+    state.apply(replace(DESIRED, peers=peers))
+    (problem,) = state.report()["problems"]
+    assert "cannot set the route to 10.170.0.0/16" in problem["what"]
+    assert len(ours(namespace)) == 12
+    sh(namespace, "ip addr add 192.0.2.1/32 dev lo")
+    await until(lambda: len(ours(namespace)) == 13)
+    await until(lambda: state.report()["problems"] == [])
+
+
+async def test_somebody_who_keeps_undoing_our_changes_is_told(
+    namespace: Namespace, state: HostState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repaired(times: int) -> bool:
+        return state.repaired["route"] == times
+
+    for i in range(20):
+        sh(namespace, "ip route del 10.160.2.0/24 table 41820")
+        await until(partial(repaired, i + 1))
+    (problem,) = state.report()["problems"]
+    assert "keeps undoing" in problem["what"]
+    sh(namespace, "ip route del 10.160.2.0/24 table 41820")
+    await until(partial(repaired, 21))
+
+
+async def test_a_host_without_ipv6_gets_ipv4_only(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sysctl.read
+    monkeypatch.setattr(sysctl, "read", lambda name: None if "ipv6" in name else real(name))
+    state = namespace.call(HostState, DESIRED)
+    state.start(asyncio.get_running_loop())
+    assert {route.destination.version for route in ours(namespace).values()} == {4}
+    with namespace, Netlink() as netlink:
+        assert sum(rule.table == TABLE for rule in list_rules(netlink)) == 1
+    state.close()
+
+
+async def test_routers_are_still_listened_to_when_forwarding_begins(namespace: Namespace) -> None:
+    sh(
+        namespace,
+        "ip link add uplink0 type bridge",
+        "ip link set uplink0 up",
+        "ip link add quiet0 type bridge",
+        "ip -6 route add default dev uplink0 proto ra",
+    )
+    with namespace:
+        assert sysctl.read("net/ipv6/conf/uplink0/accept_ra") == "1"
+    state = namespace.call(HostState, DESIRED)
+    state.start(asyncio.get_running_loop())
+    with namespace:
+        assert sysctl.read("net/ipv6/conf/uplink0/accept_ra") == "2"
+        assert sysctl.read("net/ipv6/conf/quiet0/accept_ra") == "1"
+    state.cleanup()
+    with namespace:
+        assert sysctl.read("net/ipv6/conf/uplink0/accept_ra") == "1"
+    state.close()
+
+
+async def test_without_the_tun_nothing_goes_another_way(namespace: Namespace, state: HostState) -> None:
+    state.stop()
+    sh(
+        namespace,
+        "ip link add uplink0 type bridge",
+        "ip link set uplink0 up",
+        "ip addr add 192.0.2.1/24 dev uplink0",
+        "ip route add default via 192.0.2.2",
+        "ip link del crossedge0",
+    )
+    with namespace:
+        for address in ("10.160.2.7", "10.160.1.7"):
+            shown = subprocess.run(
+                ["ip", "route", "get", address], capture_output=True, text=True, check=False
+            )
+            assert shown.returncode, shown.stdout
+            assert "No route to host" in shown.stderr
+        marked = ["ip", "route", "get", "10.160.2.7", "mark", "0xce5e"]
+        assert "uplink0" in subprocess.run(marked, capture_output=True, text=True, check=True).stdout
+    assert any(route.metric == METRIC_NOWHERE for route in ours(namespace).values())
