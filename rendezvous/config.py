@@ -8,11 +8,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from crossedge.rendezvous.settings import RelayLimits, SourceLimits
+from crossedge.wire.bundle import RendezvousAddress
 from crossedge.wire.endpoint import UdpEndpoint, parse_endpoint
-from crossedge.wire.errors import ConfigError
+from crossedge.wire.errors import ConfigError, WireError
 from crossedge.wire.settings import Settings, parse_settings
 
 CONFIG_FILE = Path("/etc/crossedge/rendezvous.toml")
@@ -21,10 +22,8 @@ DEFAULT_PORT = 3478
 
 def _endpoint(value: object) -> UdpEndpoint:
     wanted = 'address:port or [IPv6 address]:port, such as "0.0.0.0:3478"'
-    if not isinstance(value, str):
-        raise ValueError(wanted)
     try:
-        endpoint = parse_endpoint(value)
+        endpoint = value if isinstance(value, UdpEndpoint) else parse_endpoint(str(value))
     except ValueError:
         raise ValueError(wanted) from None
     if endpoint.port > 65534:
@@ -43,10 +42,8 @@ def _address(value: object) -> str:
 
 def _network_key(value: object) -> bytes:
     wanted = "base64 of a network's 32-byte CA key (crossedge ca show prints it)"
-    if not isinstance(value, str):
-        raise ValueError(wanted)
     try:
-        key = base64.b64decode(value, validate=True)
+        key = value if isinstance(value, bytes) else base64.b64decode(str(value), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(wanted) from None
     if len(key) != 32:
@@ -54,18 +51,46 @@ def _network_key(value: object) -> bytes:
     return key
 
 
+def _some(value: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    if not value:
+        raise ValueError("the CA key of one network at least (crossedge ca init prints it)")
+    return value
+
+
+def _advertised(value: str) -> str:
+    try:
+        if value:
+            parse_address(value)
+    except WireError:
+        raise ValueError("host or host:port, with [ ] around an IPv6 address") from None
+    return value
+
+
+def parse_address(text: str, port: int = DEFAULT_PORT, key: bytes = bytes(32)) -> RendezvousAddress:
+    """Return how nodes name a server at `host` or `host:port`; raises only `WireError`."""
+    host, separator, last = text.rpartition(":")
+    if not (separator and last.isdigit() and (host.endswith("]") or ":" not in host)):
+        text = f"[{text}]:{port}" if ":" in text and not text.startswith("[") else f"{text}:{port}"
+    return RendezvousAddress.parse(f"{text}#{base64.b64encode(key).decode()}")
+
+
 Listen = Annotated[UdpEndpoint, BeforeValidator(_endpoint), PlainSerializer(str)]
 Address = Annotated[str, BeforeValidator(_address)]
 NetworkKey = Annotated[bytes, BeforeValidator(_network_key)]
 
 
+Networks = Annotated[tuple[NetworkKey, ...], AfterValidator(_some)]
+Advertised = Annotated[str, AfterValidator(_advertised)]
+
+
 class RendezvousConfig(Settings):
     """rendezvous.toml."""
 
-    networks: tuple[NetworkKey, ...] = Field(min_length=1)
+    networks: Networks
     """CA keys (base64) of the networks that are served."""
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9.:_-]{0,253}$")
-    """Host name or address under which nodes reach this server, for what `show` prints; "" finds one."""
+    address: Advertised = ""
+    """Host name or address, and port where it is not that of `listen`, at which nodes reach this server: what
+    `show` prints; "" finds one."""
     listen: tuple[Listen, ...] = Field(
         (UdpEndpoint("0.0.0.0", DEFAULT_PORT), UdpEndpoint("::", DEFAULT_PORT)), min_length=1, max_length=8
     )
@@ -81,7 +106,7 @@ class RendezvousConfig(Settings):
     """Signed blocklists to enforce and to serve; looked at again when they change."""
     state_dir: Path = Path("/var/lib/crossedge/rendezvous")
     """Directory of the lease checkpoint."""
-    control_socket: Path = Path("/run/crossedge/rendezvous.sock")
+    control_socket: Path = Path("/run/crossedge-rendezvous/control.sock")
     """Unix socket of `crossedge-rendezvous status`."""
     limits: SourceLimits = SourceLimits()
     relay: RelayLimits = RelayLimits()

@@ -18,13 +18,20 @@ from typing import Any
 import click
 import uvloop
 
-from crossedge.rendezvous.config import CONFIG_FILE, DEFAULT_PORT, RendezvousConfig, load_config, rooted
+from crossedge.rendezvous.config import (
+    CONFIG_FILE,
+    DEFAULT_PORT,
+    RendezvousConfig,
+    load_config,
+    parse_address,
+    rooted,
+)
 from crossedge.rendezvous.control import ask
 from crossedge.rendezvous.files import create_private, read_private, write_atomic
 from crossedge.rendezvous.server import Server, notify_ready
 from crossedge.wire.bundle import RendezvousAddress
 from crossedge.wire.envelope import ControlKey
-from crossedge.wire.errors import ConfigError, CrossedgeError
+from crossedge.wire.errors import ConfigError, CrossedgeError, WireError
 from crossedge.wire.keyfiles import KeyKind, format_key, load_key
 
 COMMAND = "crossedge-rendezvous"
@@ -46,8 +53,11 @@ root_option = click.option(
     show_default=True,
     help="Directory that stands before every path, the configuration's too.",
 )
-host_option = click.option(
-    "--host", default="", help="Host name or address of this server.  [default: `name` of the configuration]"
+address_option = click.option(
+    "--address",
+    default="",
+    metavar="HOST[:PORT]",
+    help="Where nodes reach this server.  [default: `address` of the configuration, or what is found]",
 )
 
 
@@ -83,16 +93,23 @@ def own_address() -> str:
     return socket.gethostname()
 
 
-def public_name(config: RendezvousConfig | None, host: str, public_key: bytes) -> RendezvousAddress:
-    """Return how nodes name this server; the host is what is given, configured, listened on or found."""
+def public_name(config: RendezvousConfig | None, address: str, public_key: bytes) -> RendezvousAddress:
+    """Return how nodes name this server; the address is what is given, configured, listened on or found.
+
+    Raises:
+        ConfigError: what is given is no address.
+    """
     port = DEFAULT_PORT
     if config is not None:
         port = config.listen[0].port
-        host = host or config.name
+        address = address or config.address
         named = [endpoint.host for endpoint in config.listen if endpoint.host not in ("0.0.0.0", "::")]
-        if not host and named:
-            host = config.public.get(named[0], named[0])
-    return RendezvousAddress(host or own_address(), port, public_key)
+        if not address and named:
+            address = config.public.get(named[0], named[0])
+    try:
+        return parse_address(address or own_address(), port, public_key)
+    except WireError as error:
+        raise ConfigError("--address", "", f"HOST or HOST:PORT, got {address!r:.60}") from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,12 +152,14 @@ async def serve(config: RendezvousConfig, key: ControlKey, root: Path) -> None:
 @cli.command()
 @config_option
 @root_option
-@host_option
-@click.option("--network", "networks", multiple=True, metavar="KEY", help="CA key of a network to serve.")
-def init(config_file: Path, root: Path, host: str, networks: tuple[str, ...]) -> None:
-    """Make the server's key and print the HOST:PORT#KEY that `crossedge ca sign --rendezvous` wants.
+@address_option
+@click.option(
+    "--network", "networks", multiple=True, metavar="KEY", help="CA key of a network to serve; once for each."
+)
+def init(config_file: Path, root: Path, address: str, networks: tuple[str, ...]) -> None:
+    """Make the server's key, and a configuration where there is none.
 
-    With --network it writes a configuration too, where there is none.
+    Prints the HOST:PORT#KEY that `crossedge ca sign --rendezvous` wants.
     """
     file = rooted(root, config_file.absolute())
     for network in networks:
@@ -148,33 +167,35 @@ def init(config_file: Path, root: Path, host: str, networks: tuple[str, ...]) ->
     config = load_config(file) if file.exists() else None
     path = rooted(root, config.key_file if config is not None else KEY_FILE)
     key = ControlKey.generate(os.urandom)
+    name = public_name(config, address, key.public)
     try:
         create_private(path, format_key(KeyKind.RENDEZVOUS, key.private).encode())
+        if config is None:
+            write_atomic(file, _first_config(address, name.port, networks).encode(), 0o644)
     except FileExistsError:
         raise ConfigError(path, "", f"no key yet; `{COMMAND} show` prints what nodes need") from None
     except OSError as error:
-        raise ConfigError(path, "", f"a place for the key ({error.strerror})") from error
-    if networks and config is None:
-        keys = "".join(f"  {json.dumps(network)},\n" for network in networks)
-        name = f"name = {json.dumps(host)}\n" if host else ""
-        write_atomic(file, f"{name}networks = [\n{keys}]\n".encode(), 0o644)
-        config = load_config(file)
-        click.echo(f"wrote {file}", err=True)
+        where = Path(error.filename or path)
+        raise ConfigError(where, "", f"to be able to write it ({error.strerror})") from error
+    if config is not None:
+        click.echo(f"left {file} as it is", err=True)
     elif networks:
-        click.echo(f"left {file} as it is; add the network there", err=True)
-    _print_name(config, host, key.public)
+        click.echo(f"wrote {file}", err=True)
+    else:
+        click.echo(f"wrote {file}: put the CA key of a network into `networks`", err=True)
+    _print_name(config, address, key.public)
 
 
 @cli.command()
 @config_option
 @root_option
-@host_option
-def show(config_file: Path, root: Path, host: str) -> None:
+@address_option
+def show(config_file: Path, root: Path, address: str) -> None:
     """Print the HOST:PORT#KEY of this server."""
     file = rooted(root, config_file.absolute())
     config = load_config(file) if file.exists() else None
     path = key_path(config, root) if config is not None else rooted(root, KEY_FILE)
-    _print_name(config, host, load_control_key(path).public)
+    _print_name(config, address, load_control_key(path).public)
 
 
 @cli.command()
@@ -227,13 +248,21 @@ def _check_network(text: str) -> None:
     except (binascii.Error, ValueError):
         valid = False
     if not valid:
-        raise ConfigError(f"{COMMAND} init", "--network", f"base64 of a 32-byte CA key, got {text!r:.60}")
+        raise ConfigError("--network", "", f"base64 of a 32-byte CA key, got {text!r:.60}")
 
 
-def _print_name(config: RendezvousConfig | None, host: str, public_key: bytes) -> None:
-    click.echo(str(public_name(config, host, public_key)))
-    if not host and not (config is not None and config.name):
-        click.echo("(say --host NAME if nodes reach this server by another name or address)", err=True)
+def _first_config(address: str, port: int, networks: tuple[str, ...]) -> str:
+    lines = [f"address = {json.dumps(address)}"] if address else []
+    if port != DEFAULT_PORT:
+        lines.append(f'listen = ["0.0.0.0:{port}", "[::]:{port}"]')
+    keys = "".join(f"  {json.dumps(network)},\n" for network in networks)
+    return "\n".join([*lines, f"networks = [  # CA keys; crossedge ca show prints them\n{keys}]", ""])
+
+
+def _print_name(config: RendezvousConfig | None, address: str, public_key: bytes) -> None:
+    click.echo(str(public_name(config, address, public_key)))
+    if not address and not (config is not None and config.address):
+        click.echo("(say --address HOST if nodes reach this server at another)", err=True)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._blocklist_seen.clear)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_blocklists)
         control = ControlSocket({"status": self.status})
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -317,6 +317,11 @@ class Server:
             log.warning("cannot use the lease checkpoint %s: %s", path, error)
             return
         log.info("telling %d nodes of an earlier life that the server restarted", count)
+
+    def _reload_blocklists(self) -> None:
+        self._blocklist_seen.clear()
+        self._load_blocklists()
+        self._flush()
 
     def _load_blocklists(self) -> None:
         for configured in self._config.blocklists:

@@ -66,13 +66,14 @@ class World:
         signing: SigningKey,
         ca: SigningKey | None = None,
         serial: int | None = None,
-        not_before: float = UNIX,
-        not_after: float = UNIX + 365 * 86400,
+        not_before: float | None = None,
+        not_after: float | None = None,
         prefix: str | None = None,
     ) -> Certificate:
         """Return a signed certificate."""
         authority = ca or self.ca
         self.serial += 1
+        unix = UNIX + self.now
         number = self.serial if serial is None else serial
         return Certificate(
             network=network_id(authority.public),
@@ -81,8 +82,8 @@ class World:
             x25519=self.random.randbytes(32),
             ed25519=signing.public,
             prefixes4=(IPv4Network(prefix or f"10.{160 + number // 256}.{number % 256}.0/24"),),
-            not_before=int(not_before),
-            not_after=int(not_after),
+            not_before=int(unix - 3600 if not_before is None else not_before),
+            not_after=int(unix + 365 * 86400 if not_after is None else not_after),
             issuer=key_id(authority.public),
         ).sign(authority)
 
