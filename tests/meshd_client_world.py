@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from ipaddress import IPv4Address, ip_network
 
 from crossedge.lab.internet import Conditions, Host, Internet, Transmit
 from crossedge.lab.natkinds import NatKind
 from crossedge.meshd.client import RendezvousClient
-from crossedge.meshd.client_events import ClientEvent, ClientState, RecordsArrived, Registered
-from crossedge.meshd.directory import Directory
+from crossedge.meshd.client_events import ClientEvent, ClientState, Found, RecordsArrived, Registered
+from crossedge.meshd.directory import CertificateWanted, Directory
 from crossedge.meshd.ownrecord import OwnRecord
 from crossedge.meshd.sequence import Sequence
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.rendezvous.service import Service
 from crossedge.rendezvous.settings import SourceLimits
 from crossedge.rendezvous.stunserver import address_group
+from crossedge.wire import messages as m
 from crossedge.wire.blocklist import Blocklist
 from crossedge.wire.certificate import Certificate
+from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import UdpEndpoint
-from crossedge.wire.envelope import ControlKey
+from crossedge.wire.envelope import ControlKey, PairKeys, Sealed, seal
 from crossedge.wire.identity import SigningKey, key_id, network_id
 
 PORT = 41820
 STUN = 3478
 TODAY = 1_760_000_000.0
+
+
+Tamper = Callable[[m.Message], m.Message | None]
 
 
 class Server:
@@ -36,6 +43,11 @@ class Server:
         self.key = ControlKey.generate(world.net.random)
         self.service: Service | None = None
         self.checkpoint = b""
+        self.tamper: Tamper | None = None
+        """Answers a message in the place of the service, or returns None."""
+        self.seen: Counter[str] = Counter()
+        """What nodes asked, by name of the message."""
+        self._lies: list[Transmit] = []
         self.start()
 
     @property
@@ -63,13 +75,33 @@ class Server:
         if hints:
             service.restore(self.checkpoint, net.now)
         self.service = service
-        self.host.attach(
-            service,
-            sockets=[local.bound for local in locals_],
-            indexed=True,
-            unpack=lambda item: Transmit(item.destination, item.datagram, None, item.local),
-        )
+        self.host.attach(self, sockets=[local.bound for local in locals_], indexed=True)
         return service
+
+    def receive(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
+        if classify(datagram) is Kind.CONTROL:
+            sealed = Sealed.parse(datagram)
+            pair = PairKeys.derive(self.key, sealed.sender)
+            message = m.decode(sealed.open(pair))
+            self.seen[type(message).__name__] += 1
+            lie = self.tamper(message) if self.tamper is not None else None
+            if lie is not None:
+                answer = seal(m.encode(lie), pair, self.world.net.random(24))
+                self._lies.append(Transmit(source, answer, None, local))
+                return
+        self.running.receive(datagram, source, local, now)
+
+    def poll_transmit(self) -> Transmit | None:
+        if self._lies:
+            return self._lies.pop(0)
+        item = self.running.poll_transmit()
+        return None if item is None else Transmit(item.destination, item.datagram, None, item.local)
+
+    def next_deadline(self) -> float | None:
+        return self.running.next_deadline()
+
+    def handle_timeout(self, now: float) -> None:
+        self.running.handle_timeout(now)
 
     def kill(self) -> None:
         self.checkpoint = self.running.checkpoint()
@@ -182,10 +214,15 @@ class Node:
                     for record, certificate in event.items:
                         self.directory.offer(record, certificate, event.server, now)
                     self.directory.gone(event.gone, event.server, now)
+                elif isinstance(event, Found):
+                    self.directory.offer(event.record, event.certificate, event.server, now)
                 elif isinstance(event, Registered):
                     self.clock.hint(event.server, event.unix_time, now)
                     if self.own.is_off(now):
                         client.record_changed(now)
+            for news in iter(self.directory.poll_event, None):
+                if isinstance(news, CertificateWanted):
+                    client.find_node(news.node_id, now)
 
     def poll_transmit(self) -> Transmit | None:
         for client in self.clients:
