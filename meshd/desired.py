@@ -98,7 +98,9 @@ class Desired:
     mesh: tuple[Network, ...] = ()
     """The network's supernets, of pods and overlay."""
     peers: frozenset[PeerRoute] = frozenset()
-    """Prefixes of all peers: pods, overlay addresses, and what stock peers may use."""
+    """Prefixes of members: pods and overlay addresses."""
+    stock: frozenset[PeerRoute] = frozenset()
+    """Prefixes of stock WireGuard peers, which need not be of the mesh."""
     inbound: tuple[InboundRule, ...] = ()
     """Empty: every member may reach pods and host. Else only what a rule says may be reached."""
     members: Mapping[str, frozenset[Network]] = field(default_factory=dict)
@@ -124,7 +126,7 @@ def wanted_routes(desired: Desired, device: int, versions: frozenset[int]) -> di
     for address in desired.overlay:
         sources.setdefault(address.version, address)
     routes = []
-    for peer in desired.peers:
+    for peer in (*desired.peers, *desired.stock):
         source = peer.source or sources.get(peer.prefix.version)
         mtu = peer.mtu if peer.mtu < desired.mtu else 0
         routes.append(Route(peer.prefix, device, None, source, TABLE, PROTOCOL, METRIC_PEER, mtu))
@@ -158,13 +160,6 @@ def wanted_rules(versions: frozenset[int]) -> list[Rule]:
     ]
 
 
-def foreign_prefixes(desired: Desired) -> list[Network]:
-    """Return the prefixes of peers outside the mesh (those of stock peers)."""
-    return [
-        peer.prefix for peer in desired.peers if not any(contains(mesh, peer.prefix) for mesh in desired.mesh)
-    ]
-
-
 def contains(outer: Network, inner: Network) -> bool:
     """Tell whether a network holds all of another, of whatever family."""
     if isinstance(outer, ipaddress.IPv4Network):
@@ -177,11 +172,14 @@ def overlaps(desired: Desired, connected: Iterable[tuple[str, Network]]) -> list
 
     A network within our own pod prefixes is no conflict: that is a bridge for our pods.
     """
+    wide = [(prefix, "mesh") for prefix in desired.mesh] + [
+        (peer.prefix, "stock peer's") for peer in desired.stock
+    ]
     return [
-        f"mesh prefix {mesh} overlaps {network}, which the host is connected to by {name}"
+        f"{whose} prefix {prefix} overlaps {network}, which the host is connected to by {name}"
         for name, network in connected
-        for mesh in desired.mesh
-        if mesh.version == network.version
-        and mesh.overlaps(network)
+        for prefix, whose in wide
+        if prefix.version == network.version
+        and prefix.overlaps(network)
         and not any(contains(pods, network) for pods in desired.pods)
     ]

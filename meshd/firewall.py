@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from itertools import chain as joined
 
 from crossedge.host.netlink import Network
-from crossedge.meshd.desired import ANYONE, MARK, Desired, InboundRule, foreign_prefixes
+from crossedge.meshd.desired import ANYONE, MARK, Desired, InboundRule
 from crossedge.meshd.ruleset import Chain, Rule, Ruleset, without_covered
 
 TABLE = "crossedge"
@@ -38,7 +38,7 @@ def build(desired: Desired) -> Ruleset:
     sets: dict[str, frozenset[Network]] = {}
     _add(sets, "pods", desired.pods)
     _add(sets, "mesh", desired.mesh)
-    _add(sets, "through", joined(desired.mesh, foreign_prefixes(desired)))
+    _add(sets, "through", joined(desired.mesh, (peer.prefix for peer in desired.stock)))
     for group in groups:
         _add(sets, group_set(group), desired.members.get(group, ()))
     tun = f'"{desired.tun}"'

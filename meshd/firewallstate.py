@@ -80,7 +80,7 @@ class FirewallState:
             undo.callback(self._worker.shutdown)
             self._monitor = self._namespace.call(NftMonitor, self._on_event)
             undo.callback(self._monitor.close)
-            self._finish(self._worker.submit(_install, self._wanted, None).result())
+            self._finish(self._worker.submit(_check, self._wanted).result(), start=True)
             undo.pop_all()
         self._loop = loop
         self._monitor.start(loop)
@@ -204,12 +204,12 @@ class FirewallState:
             self._after("verify", DELAY)
         self._pump()
 
-    def _finish(self, done: _Done) -> None:
+    def _finish(self, done: _Done, start: bool = False) -> None:
         self._error = ""
         self._own.extend(done.processes)
         if done.installed is not None:
             self._installed = done.installed
-        if done.differences:
+        if done.differences and not start:
             log.warning(
                 "our table of nftables was changed (%s) and is set right", "; ".join(done.differences)
             )
@@ -245,7 +245,7 @@ def _check(wanted: Ruleset) -> _Done:
     listed = nft.list_table(firewall.FAMILY, firewall.TABLE)
     differences = tuple(wanted.differences(listed))
     if not differences:
-        return _Done(counters=counters(listed or []))
+        return _Done(wanted, counters=counters(listed or []))
     return _Done(wanted, (nft.apply(wanted.script()),), differences)
 
 

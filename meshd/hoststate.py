@@ -134,11 +134,11 @@ class HostState:
             return
         if desired.tun != before.tun:
             raise ValueError("the TUN's name cannot change while it is in use")
-        if desired.mesh != before.mesh:
+        if (desired.mesh, desired.stock) != (before.mesh, before.stock):
             self._check_conflicts(desired)
         self._firewall.want(desired)
         self._desired = desired
-        if (desired.pods, desired.peers) != (before.pods, before.peers):
+        if (desired.pods, desired.stock) != (before.pods, before.stock):
             with self._namespace:
                 self._apply_sysctls()
         if errors := self._kernel.change(desired):

@@ -14,7 +14,7 @@ from crossedge.host.links import list_links
 from crossedge.host.netlink import Netlink
 from crossedge.host.routes import list_routes
 from crossedge.host.sysctl import Change
-from crossedge.meshd.desired import Desired, foreign_prefixes
+from crossedge.meshd.desired import Desired
 
 RTPROT_RA = 9
 FORWARD4 = "net/ipv4/ip_forward"
@@ -43,14 +43,14 @@ def needed_sysctls(
     if 6 in versions:
         yield f"net/ipv6/conf/{desired.tun}/disable_ipv6", "0"
         yield f"net/ipv6/conf/{desired.tun}/accept_ra", "0"
-    if any(prefix.version == 4 for prefix in foreign_prefixes(desired)):
+    if any(peer.prefix.version == 4 for peer in desired.stock):
         # Prefixes of stock peers may cover addresses of the underlay: a strict check of the reverse path must
         # see the mark that our table gives to arriving datagrams. Candidates in mesh prefixes are refused.
         yield "net/ipv4/conf/all/src_valid_mark", "1"
 
 
 def _listening_to_routers(tun: str, we_forward: bool) -> list[str]:
-    """Return the interfaces that would listen to routers but for us: hardware, and those whose routes say so."""
+    """Return the interfaces that would listen to routers but for us: hardware, or known by their routes."""
     with Netlink() as netlink:
         links = list_links(netlink)
         advertised = {
