@@ -174,3 +174,27 @@ def down(directory: Path) -> None:
         select.select([descriptor], (), ())  # readable once it and all that it held are gone
     finally:
         os.close(descriptor)
+
+
+@lab.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build"),
+    show_default=True,
+    help="Directory for demo.json and, under demo/, what the programs printed.",
+)
+def demo(output: Path) -> None:
+    """Join six nodes behind five NATs, let every pod ping every pod, and check what is promised.
+
+    Ends with exit status 0 if every line of its summary is kept, else 1. Ctrl-C leaves nothing running.
+    """
+    if launch.inside():
+        from crossedge.lab.demo import main
+
+        try:
+            raise SystemExit(main(load_topology("demo"), output))
+        except KeyboardInterrupt:
+            click.echo("\nstopped; nothing is left behind")
+            raise SystemExit(130) from None
+    raise SystemExit(launch.launch(["lab", "demo", "--output", str(output)]))
