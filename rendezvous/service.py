@@ -60,6 +60,9 @@ class Service:
         self.stun.locals.extend(locals_)
         self._notifier = Notifier(self.registry)
         self._hints = Hints()
+        self._earlier: list[Hint] = []
+        """Leases of an earlier life that may still come back."""
+        self._lease_time = limits.lease
         self._door = Door(key, self.registry, limits, random, now)
         self._requests = Requests(self._door, self.registry, self.relay, self._notifier, limits, random, now)
         self._requests.unix_offset = unix_offset
@@ -152,6 +155,7 @@ class Service:
         Returns how many there are; `WireError` where the checkpoint is damaged.
         """
         hints = decode_checkpoint(checkpoint)
+        self._earlier = hints
         self._hints.start(hints, now)
         return len(hints)
 
@@ -179,6 +183,8 @@ class Service:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL
             self._gone(self.registry.sweep(self._unix(now)), now)
+            if now - self._started > self._lease_time:
+                self._earlier = []
         for lease in self._notifier.take(now):
             notify = m.Notify(epoch=self.registry.epoch, version=lease.node.directory.version)
             self._door.push(lease, notify)
@@ -186,11 +192,13 @@ class Service:
             self._tell(hint)
 
     def checkpoint(self) -> bytes:
-        """Return what `restore` takes in the next life."""
-        return encode_checkpoint(
+        """Return what `restore` takes in the next life; who has not come back yet is not forgotten."""
+        leases = self.registry.leases
+        here = [
             Hint(lease.endpoint, self.stun.locals[lease.local].bound, lease.control_key)
-            for lease in self.registry.leases.values()
-        )
+            for lease in leases.values()
+        ]
+        return encode_checkpoint(here + [hint for hint in self._earlier if hint.control_key not in leases])
 
     def status(self, now: float) -> dict[str, Any]:
         """Return counters and sizes, ready for JSON."""
