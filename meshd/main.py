@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -84,7 +83,7 @@ def cleanup(file: Path | None, root: Path) -> None:
     from crossedge.meshd.daemon import remove_traces
 
     config, identity, _ = read(file, root)
-    for line in asyncio.run(remove_traces(config, identity, root)):
+    for line in remove_traces(config, identity, root):
         click.echo(line)
 
 
