@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,7 +129,7 @@ class Daemon:
         self._host = HostState(
             _plan(config, self._identity, self._port, ()),
             record=self._run / SYSCTL_RECORD,
-            tun_descriptor=(given.get("tun") or [None])[0],
+            tun_descriptor=_first(given, "tun"),
             disable=_tun_offloads_off(config),
             on_tun=self._replace_tun,
         )
@@ -170,10 +171,8 @@ class Daemon:
         self._store_descriptors(tun)
         stack.push_async_callback(self._end_tasks)
         for server in self._identity.bundle.rendezvous:
-            key = server.public_key
-            self._spawn(
-                keep_resolved(server.host, server.port, self._families, lambda at, k=key: self._found(k, at))
-            )
+            tell = partial(self._found, server.public_key)
+            self._spawn(keep_resolved(server.host, server.port, self._families, tell))
         self._spawn(self._keep_clock())
         self._spawn(self._keep_persisting())
         self._answers = Answers(self._engine, self._host, self.check_nat, self._identity)
@@ -191,7 +190,7 @@ class Daemon:
             for version, wanted in ((4, listen.ipv4), (6, listen.ipv6)):
                 if not wanted:
                     continue
-                descriptor = (given.get(f"udp{version}") or [None])[0]
+                descriptor = _first(given, f"udp{version}")
                 try:
                     opened = open_udp(FAMILIES[version], port, MARK, disable=off, descriptor=descriptor)
                 except OSError as error:
@@ -407,6 +406,11 @@ class Daemon:
         for timer in (self._network_timer, self._persist_timer, self._netcheck_timer):
             if timer is not None:
                 timer.cancel()
+
+
+def _first(given: Mapping[str, list[int]], name: str) -> int | None:
+    """Return the inherited descriptor of a name, None where there is none."""
+    return next(iter(given.get(name, ())), None)
 
 
 def _shown(endpoints: tuple[Endpoint, ...]) -> str:
