@@ -122,21 +122,37 @@ def key(route: Route) -> RouteKey:
 
 def wanted_routes(desired: Desired, device: int, versions: frozenset[int]) -> dict[RouteKey, Route]:
     """Return the routes for a TUN of index `device`, for IP versions that the kernel has."""
-    sources: dict[int, Address] = {}
-    for address in desired.overlay:
-        sources.setdefault(address.version, address)
-    routes = []
-    for peer in (*desired.peers, *desired.stock):
-        source = peer.source or sources.get(peer.prefix.version)
-        mtu = peer.mtu if peer.mtu < desired.mtu else 0
-        routes.append(Route(peer.prefix, device, None, source, TABLE, PROTOCOL, METRIC_PEER, mtu))
+    routes = peer_routes(desired, (*desired.peers, *desired.stock), device, versions)
+    others = []
     for prefix in desired.mesh:
-        routes.append(Route(prefix, device, None, sources.get(prefix.version), TABLE, PROTOCOL, METRIC_MESH))
-        routes.append(_nowhere(prefix, TABLE, UNREACHABLE))
+        source = _source(desired, prefix.version)
+        others.append(Route(prefix, device, None, source, TABLE, PROTOCOL, METRIC_MESH))
+        others.append(_nowhere(prefix, TABLE, UNREACHABLE))
     for prefix in desired.pods:
-        routes.append(_nowhere(prefix, TABLE, THROW))
-        routes.append(_nowhere(prefix, RT_TABLE_MAIN, UNREACHABLE))
-    return {key(route): route for route in routes if route.destination.version in versions}
+        others.append(_nowhere(prefix, TABLE, THROW))
+        others.append(_nowhere(prefix, RT_TABLE_MAIN, UNREACHABLE))
+    routes.update((key(route), route) for route in others if route.destination.version in versions)
+    return routes
+
+
+def peer_routes(
+    desired: Desired, peers: Iterable[PeerRoute], device: int, versions: frozenset[int]
+) -> dict[RouteKey, Route]:
+    """Return the routes to some prefixes of peers."""
+    sources = {version: _source(desired, version) for version in (4, 6)}
+    routes = {}
+    for prefix, mtu, source in peers:
+        version = prefix.version
+        if version in versions:
+            limit = mtu if mtu < desired.mtu else 0
+            routes[RouteKey(TABLE, prefix, METRIC_PEER)] = Route(
+                prefix, device, None, source or sources[version], TABLE, PROTOCOL, METRIC_PEER, limit
+            )
+    return routes
+
+
+def _source(desired: Desired, version: int) -> Address | None:
+    return next((address for address in desired.overlay if address.version == version), None)
 
 
 def _nowhere(prefix: Network, table: int, kind: int) -> Route:

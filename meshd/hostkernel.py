@@ -79,16 +79,31 @@ class HostKernel:
         old, new = self._interfaces(before), self._interfaces(desired)
         for interface in new - old:
             add_address(batch, self.index, interface)
-        wanted, had = plan.wanted_routes(desired, self.index, self._versions), self.routes
-        self.routes = wanted
+        self._change_routes(batch, before, desired)
+        for interface in old - new:  # last, for with an address the kernel deletes the routes from it
+            delete_address(batch, self.index, interface)
+        return netlink.execute(batch)
+
+    def _change_routes(self, batch: Batch, before: Desired, desired: Desired) -> None:
+        # With a thousand peers, to compare all routes takes far longer than to change the few of one peer.
+        if all(
+            getattr(before, name) == getattr(desired, name)
+            for name in ("mtu", "overlay", "pods", "mesh", "stock")
+        ):
+            old, new = before.peers - desired.peers, desired.peers - before.peers
+            had = plan.peer_routes(before, old, self.index, self._versions)
+            wanted = plan.peer_routes(desired, new, self.index, self._versions)
+            for place in had:
+                self.routes.pop(place, None)
+            self.routes.update(wanted)
+        else:
+            had, wanted = self.routes, plan.wanted_routes(desired, self.index, self._versions)
+            self.routes = wanted
         for place in had.keys() - wanted.keys():
             delete_route(batch, had[place])
         for place, route in wanted.items():
             if had.get(place) != route:
                 set_route(batch, route)
-        for interface in old - new:  # last, for with an address the kernel deletes the routes from it
-            delete_address(batch, self.index, interface)
-        return netlink.execute(batch)
 
     def _interfaces(self, desired: Desired) -> frozenset[Interface]:
         return frozenset(

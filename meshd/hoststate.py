@@ -126,7 +126,7 @@ class HostState:
 
         Addresses and routes are set when this returns, nftables follow (see `settled`). What the kernel
         refuses is logged, reported and tried again. Raises `HostConflictError`, and `ValueError` for another
-        TUN name or a firewall that makes no sense; then nothing has changed.
+        TUN name; then nothing has changed.
         """
         before = self._desired
         if self._loop is None:

@@ -127,7 +127,7 @@ def test_prefixes_outside_the_mesh_go_through_the_tun_but_are_no_mesh_sources() 
 
 def test_covered_prefixes_are_left_out_and_neighbours_kept_apart() -> None:
     given = prefixes("10.0.0.0/24", "10.0.0.128/25", "10.0.1.0/24", "10.0.0.0/32", "::/0", "fd00::/8")
-    assert without_covered(given) == prefixes("10.0.0.0/24", "10.0.1.0/24", "::/0")
+    assert without_covered(given) == {4: prefixes("10.0.0.0/24", "10.0.1.0/24"), 6: prefixes("::/0")}
 
 
 def test_elements_are_read_in_all_their_forms() -> None:
