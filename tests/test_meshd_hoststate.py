@@ -159,7 +159,8 @@ async def test_what_others_delete_or_change_is_back_within_a_second(
 ) -> None:
     before = picture(namespace)
     sh(namespace, *commands)
-    await until(lambda: state.repaired[kind] > 0 and picture(namespace) == before)
+    await until(lambda: state.repaired[kind] > 0)
+    await until(lambda: picture(namespace) == before, 5)
     await state.settled()
     assert state.report()["problems"] == []
     for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
