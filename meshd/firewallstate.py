@@ -23,6 +23,8 @@ DELAY = 0.05
 SOON = 1.0
 LATER = 30.0
 """Seconds before other tables are looked at: when chains came or went, and when only their content did."""
+REFRESH = 5.0
+"""Seconds after which a fresh look is not waited for any longer."""
 RETRY = 2.0
 """Seconds before a refused script is tried again."""
 NFPROTO_INET = 1
@@ -73,7 +75,7 @@ class FirewallState:
         """Other tables that drop what is forwarded for our pods, when last looked at."""
 
     def start(self, loop: asyncio.AbstractEventLoop, desired: Desired) -> None:
-        """Put our table in place, waiting for it, and keep it; raises `NftError` and `OSError`."""
+        """Put our table in place, waiting for it, and keep it; raises `OSError` (`NftError` among them)."""
         self._desired = desired
         self._installed = self._installed_for = None
         with contextlib.ExitStack() as undo:
@@ -131,8 +133,10 @@ class FirewallState:
             return
         self._look = self._verify = True
         self._pump()
-        while self._running:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFRESH):
+                while self._running:
+                    await asyncio.sleep(0.01)
 
     def _on_event(self, event: NftEvent) -> None:
         if event.overrun:
@@ -193,7 +197,7 @@ class FirewallState:
             return
         try:
             done = job.result()
-        except (nft.NftError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             if str(error) != self._error:
                 log.error("%s", error)
             self._error = str(error)

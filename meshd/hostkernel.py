@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from collections.abc import Callable
 
 from crossedge.host.addresses import SCOPE_LINK, LinkAddress, add_address, delete_address, list_addresses
@@ -47,8 +48,15 @@ class HostKernel:
         """Those that are desired."""
 
     def open(self, descriptor: int | None) -> None:
-        """Open the TUN, or adopt the open one that is inherited; raises `OSError`."""
+        """Open the TUN, or adopt the open one that is inherited; raises `OSError`.
+
+        A descriptor whose device was deleted meanwhile, or has another name, is closed and not used.
+        """
         self._netlink = Netlink()
+        if descriptor is not None and attached_name(descriptor) != self.desired.tun:
+            log.warning("the inherited TUN is not %s, and is not used", self.desired.tun)
+            os.close(descriptor)
+            descriptor = None
         self.tun = open_tun(
             self.desired.tun, descriptor=descriptor, disable=self._disable, mtu=self.desired.mtu
         )
@@ -250,6 +258,18 @@ def is_our_rule(rule: Rule) -> bool:
     return rule.plain and rule.table == plan.TABLE and rule.priority == plan.PRIORITY
 
 
+def remove_tun(name: str) -> bool:
+    """Delete a TUN in this thread's namespace; tell whether there was one. Raises `NetlinkError`."""
+    batch = Batch()
+    with Netlink() as netlink:
+        link = get_link(netlink, name)
+        if link is None or link.kind != "tun":
+            return False
+        delete_link(batch, link.index)
+        netlink.run(batch)
+    return True
+
+
 def remove_all(tun: str) -> list[str]:
     """Delete all of us from this thread's namespace; return what there was. Raises `NetlinkError`."""
     removed = []
@@ -262,9 +282,7 @@ def remove_all(tun: str) -> list[str]:
         for route in our_routes(netlink):
             delete_route(batch, route)
             removed.append(f"route {route.destination}")
-        link = get_link(netlink, tun)
-        if link is not None and link.kind == "tun":
-            delete_link(batch, link.index)
-            removed.append(f"link {tun}")
         netlink.run(batch)
+    if remove_tun(tun):
+        removed.append(f"link {tun}")
     return removed

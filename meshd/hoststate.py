@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from crossedge.host.links import Link
 from crossedge.host.monitor import Event, Monitor
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import NetlinkError
-from crossedge.host.sysctl import Sysctls
+from crossedge.host.sysctl import Change, Sysctls
 from crossedge.host.tun import Tun
 from crossedge.meshd import desired as plan
 from crossedge.meshd.desired import Desired, InboundRule, PeerRoute
 from crossedge.meshd.firewallstate import FirewallState, remove_table
-from crossedge.meshd.hostkernel import HostKernel, remove_all
-from crossedge.meshd.hostsysctls import FORWARD6, load_record, needed_sysctls, save_record
+from crossedge.meshd.hostkernel import HostKernel, remove_all, remove_tun
+from crossedge.meshd.hostsysctls import FORWARD6, Record, load_record, needed_sysctls, save_record
 
 __all__ = ["Desired", "HostConflictError", "HostState", "InboundRule", "PeerRoute"]
 
@@ -64,17 +64,18 @@ class HostState:
     ) -> None:
         """Nothing is done before `start`.
 
-        `record` is a file for the sysctls that were changed, so that `cleanup` can undo them in another life;
-        its place is below /run. `tun_descriptor` is an inherited open TUN, then ours. `disable` names TUN
-        offloads not to use. `on_tun` is called with each TUN that is opened after the first, because somebody
-        deleted that: when it returns, the old descriptor is closed.
+        `record` is a file for the TUN's name and the sysctls that were changed, so that `cleanup` can undo
+        them in another life; its place is below /run. `tun_descriptor` is an inherited open TUN, then ours.
+        `disable` names TUN offloads not to use. `on_tun` is called with each TUN that is opened after the
+        first, because somebody deleted that: when it returns, the old descriptor is closed.
         """
         self._desired = desired
         self._record = record
         self._tun_descriptor = tun_descriptor
         self._namespace = Namespace.current()
         self._versions = frozenset({4, 6} if sysctl.read(FORWARD6) is not None else {4})
-        self._sysctls = Sysctls(load_record(record), lambda changes: save_record(record, changes))
+        self._earlier = load_record(record)
+        self._sysctls = Sysctls(self._earlier.changes, self._remember)
         self._firewall = FirewallState(self._namespace, self._count)
         self._kernel = HostKernel(self._namespace, desired, self._versions, self._count, disable, on_tun)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,8 +98,8 @@ class HostState:
     def start(self, loop: asyncio.AbstractEventLoop) -> Tun:
         """Bring the host to what is desired, waiting for it, and keep it so; return the open TUN.
 
-        The firewall stands before the first packet can pass. Raises `HostConflictError`, `NftError`, or
-        `OSError` (`NetlinkError`, or a TUN that another process holds); then nothing keeps running.
+        The firewall stands before the first packet can pass. Raises `HostConflictError` or
+        `OSError` (`NftError`, `NetlinkError`, a TUN that another process holds); then nothing keeps running.
         """
         if self._loop is not None:
             raise RuntimeError("the host's state is started already")
@@ -110,6 +111,7 @@ class HostState:
                 undo.callback(self._firewall.stop)
                 self._firewall.start(loop, self._desired)
                 undo.callback(self._kernel.close)
+                self._remove_renamed_tun()
                 self._kernel.desired = self._desired
                 descriptor, self._tun_descriptor = self._tun_descriptor, None
                 self._kernel.open(descriptor)
@@ -175,7 +177,7 @@ class HostState:
         """Stop, and remove every trace from the host: TUN, routes, rules, table, sysctls; return what went.
 
         Works without `start` too, for what another life left; of what is desired only the TUN's name is
-        looked at. Raises `OSError` and `NftError`, after all that could be removed is.
+        looked at. Raises `OSError`, after all that could be removed is.
         """
         self.stop()
         removed: list[str] = []
@@ -284,13 +286,23 @@ class HostState:
         else:
             self._error = ""
 
+    def _remember(self, changes: Mapping[str, Change]) -> None:
+        save_record(self._record, Record(self._desired.tun, changes))
+
+    def _remove_renamed_tun(self) -> None:
+        """Remove the TUN of an earlier life that had another name."""
+        name = self._earlier.tun
+        if name and name != self._desired.tun and remove_tun(name):
+            log.warning("the TUN of an earlier life, %s, is removed", name)
+        self._remember(self._sysctls.changes)
+
     def _apply_sysctls(self) -> None:
         for name, value in needed_sysctls(self._desired, self._versions, self._sysctls.changes):
             self._sysctls.require(name, value)
 
     def _check_conflicts(self, desired: Desired) -> None:
         with self._namespace:
-            found = plan.overlaps(desired, connected_networks({desired.tun}))
+            found = plan.overlaps(desired, connected_networks({desired.tun, self._earlier.tun}))
         if found:
             raise HostConflictError("; ".join(found))
 

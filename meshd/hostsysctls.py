@@ -7,6 +7,8 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from crossedge.host import sysctl
 from crossedge.host.files import write_atomic
@@ -66,33 +68,42 @@ def _listening_to_routers(tun: str, we_forward: bool) -> list[str]:
     ]
 
 
-def load_record(path: Path | None) -> dict[str, Change]:
-    """Return the changes of an earlier life since this boot; none if there is no record or it is broken."""
+class Record(NamedTuple):
+    """What a life leaves for the next, or for the cleanup."""
+
+    tun: str = ""
+    """Name of its TUN."""
+    changes: Mapping[str, Change] = MappingProxyType({})
+    """Sysctls that were changed."""
+
+
+def load_record(path: Path | None) -> Record:
+    """Return the record of an earlier life since this boot; an empty one if there is none or it is broken."""
     if path is None:
-        return {}
+        return Record()
     try:
         found = json.loads(path.read_text())
         if found["boot"] != _boot():
-            return {}
-        return {
-            str(name): Change(str(before), str(ours)) for name, (before, ours) in found["sysctls"].items()
-        }
+            return Record()
+        changes = {str(name): Change(str(was), str(ours)) for name, (was, ours) in found["sysctls"].items()}
+        return Record(str(found["tun"]), changes)
     except FileNotFoundError:
-        return {}
+        return Record()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        log.warning("%s cannot be read: sysctls changed in an earlier life will not be undone", path)
-        return {}
+        log.warning("%s cannot be read: what an earlier life changed will not be undone", path)
+        return Record()
 
 
-def save_record(path: Path | None, changes: Mapping[str, Change]) -> None:
-    """Remember our changes; a failure is logged, for a sysctl that cannot be undone is better than none."""
+def save_record(path: Path | None, record: Record) -> None:
+    """Write the record; a failure is logged, for a sysctl that cannot be undone is better than none."""
     if path is None:
         return
-    document = {"boot": _boot(), "sysctls": {name: list(change) for name, change in changes.items()}}
+    changes = {name: list(change) for name, change in record.changes.items()}
+    document = {"boot": _boot(), "tun": record.tun, "sysctls": changes}
     try:
         write_atomic(path, json.dumps(document, indent=1).encode(), mode=0o644)
     except OSError as error:
-        log.warning("%s cannot be written (%s): sysctls will not be undone", path, error.strerror)
+        log.warning("%s cannot be written (%s): our changes will not be undone", path, error.strerror)
 
 
 def _boot() -> str:

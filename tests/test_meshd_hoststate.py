@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from crossedge.host import nft, sysctl
+from crossedge.host.links import get_link
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Netlink
 from crossedge.host.routes import Route, list_routes
@@ -299,6 +300,38 @@ async def test_an_inherited_tun_is_used(namespace: Namespace) -> None:
     state = namespace.call(HostState, DESIRED, tun_descriptor=tun.descriptor)
     assert state.start(asyncio.get_running_loop()).descriptor == tun.descriptor
     assert len(ours(namespace)) == 12
+    state.close()
+
+
+async def test_an_inherited_tun_that_was_deleted_is_made_again(namespace: Namespace) -> None:
+    tun = namespace.call(open_tun, "crossedge0")
+    sh(namespace, "ip link del crossedge0")
+    state = namespace.call(HostState, DESIRED, tun_descriptor=tun.descriptor)
+    state.start(asyncio.get_running_loop())
+    assert len(ours(namespace)) == 12
+    state.close()
+
+
+async def test_the_tun_of_an_earlier_life_with_another_name_is_removed(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    for name in ("other0", "crossedge0"):
+        state = namespace.call(HostState, replace(DESIRED, tun=name), record=tmp_path / "host.json")
+        state.start(loop)
+        assert len(ours(namespace)) == 12
+        state.close()
+    with namespace, Netlink() as netlink:
+        assert get_link(netlink, "other0") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"boot": "another", "sysctls": 5}', b"\xff"])
+async def test_a_broken_record_is_done_without(namespace: Namespace, tmp_path: Path, content: bytes) -> None:
+    record = tmp_path / "host.json"
+    record.write_bytes(content)
+    state = namespace.call(HostState, DESIRED, record=record)
+    state.start(asyncio.get_running_loop())
+    assert json.loads(record.read_text())["sysctls"]["net/ipv4/ip_forward"] == ["0", "1"]
     state.close()
 
 
