@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from typing import Final
+from typing import Any, Final
 
-from crossedge.meshd import inner
+from crossedge.meshd import inner, snapshots
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.budget import Budget
 from crossedge.meshd.device import Device
@@ -179,6 +179,18 @@ class Mesh:
         peer.ping(number, now)
         self._pump()
         return True
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the node's state for the control socket; see `snapshots`."""
+        return snapshots.status(self, now)
+
+    def peers(self, now: float) -> list[dict[str, Any]]:
+        """Return every peer's state for the control socket; see `snapshots`."""
+        return snapshots.peers(self, now)
+
+    def routes(self) -> list[snapshots.MeshRoute]:
+        """Return every prefix that is reached through the mesh."""
+        return snapshots.routes(self)
 
     # --- What arrives -----------------------------------------------------------------------------------
 
