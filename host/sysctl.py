@@ -90,12 +90,6 @@ class Sysctls:
             return False
         return True
 
-    def forget(self, name: str) -> None:
-        """Need a sysctl no longer, because what it belongs to is gone; it is neither set nor restored."""
-        self._wanted.pop(name, None)
-        self._errors.pop(name, None)
-        self.changes.pop(name, None)
-
     def enforce(self) -> list[str]:
         """Set again what somebody changed; return the names of what was."""
         return [name for name, value in list(self._wanted.items()) if self.require(name, value)]

@@ -37,7 +37,7 @@ Cache = dict[str, tuple[frozenset[Network], dict[int, frozenset[Network]]]]
 def build(desired: Desired, cache: Cache | None = None) -> Ruleset:
     """Return the table; raises `ValueError` for an interface name that cannot be quoted.
 
-    With a `cache`, kept between calls, a group whose members are the same object as before costs nothing.
+    With a `cache`, kept between calls, a group whose members are those of before costs little.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.@+=,-]{1,15}", desired.tun):
         raise ValueError(f"interface name {desired.tun!r} cannot be used in nftables")
@@ -51,7 +51,7 @@ def build(desired: Desired, cache: Cache | None = None) -> Ruleset:
         del known[group]
     for group in groups:
         members = desired.members.get(group, frozenset())
-        if group not in known or known[group][0] is not members:
+        if group not in known or known[group][0] != members:
             known[group] = members, without_covered(members)
         for version, networks in known[group][1].items():
             sets[f"{group_set(group)}{version}"] = networks

@@ -63,5 +63,12 @@ def test_what_cannot_be_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (needed.met, needed.error, needed.before) == (False, "Permission denied", None)
     assert not sysctls.require("net/ipv4/conf/none/rp_filter", "1")
     assert sysctls.report()[1].met
-    sysctls.forget(FORWARD)
-    assert len(sysctls.report()) == 1
+    assert sysctls.changes == {}
+
+
+def test_a_change_is_remembered_before_it_is_made() -> None:
+    seen = []
+    sysctls = Sysctls(save=lambda changes: seen.append((dict(changes), sysctl.read(FORWARD))))
+    sysctls.require(FORWARD, "1")
+    sysctls.require(FORWARD, "1")
+    assert seen == [({FORWARD: ("0", "1")}, "0")]
