@@ -92,7 +92,6 @@ class Outbound:
         "_spare",
         "_split",
         "_stages",
-        "_touched",
         "_train",
         "_wanted",
         "_wants",
@@ -108,7 +107,6 @@ class Outbound:
         wanted: Callable[[Link], None],
         addresses: tuple[bytes | None, bytes | None],
         dropped: Counter[str],
-        touched: set[Link],
     ) -> None:
         """`addresses` are ours, packed: where answers to packets that are too long come from."""
         self._policy = policy
@@ -116,7 +114,6 @@ class Outbound:
         self._wanted = wanted
         self._source4, self._source6 = addresses
         self._dropped = dropped
-        self._touched = touched
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
         self._packets = TransportSealer(self._train)
@@ -174,7 +171,6 @@ class Outbound:
                 link.sent.size += stage.sealed
                 link.sent.at = now
                 link.session.data_sent(now, stage.sealed)
-                self._touched.add(link)
             if len(self._spare) < SPARE_STAGES:
                 self._spare.append(stage)
         self._stages.clear()
