@@ -30,6 +30,7 @@ from crossedge.meshd.virtio import Offloads
 from crossedge.wire.endpoint import Endpoint, Network, UdpEndpoint
 
 LONGEST_SLEEP: Final = 60.0  # seconds: the timer is set anew at least this often
+EARLY: Final = 0.0005  # seconds that the timer may fire before its time, to spare setting it anew
 EXTRA_READS: Final = 64  # datagrams taken from a fresh socket of a network check in one wake-up
 EXTRA_SIZE: Final = 2048
 
@@ -85,7 +86,9 @@ class Engine:
         )
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due_at = 0.0
+        self._armed_for = 0.0
         self._extra: list[UdpSocket] = []
         self._tun = self._tun_shell(tun)
         self.udp = UdpShell(
@@ -241,13 +244,14 @@ class Engine:
     def _arm(self) -> None:
         if self._loop is None:
             return
-        delay = min(max(0.0, self.mesh.next_deadline() - boottime()), LONGEST_SLEEP)
-        when = self._loop.time() + delay
+        now = boottime()
+        when = min(self.mesh.next_deadline(), now + LONGEST_SLEEP)
         if self._timer is not None:
-            if not self._timer.cancelled() and abs(self._timer.when() - when) < 0.001:
+            if self._due_at <= when < self._due_at + EARLY:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_later(delay, self._due)
+        self._due_at = when
+        self._timer = self._loop.call_later(max(0.0, when - now), self._due)
 
     def _due(self) -> None:
         self._timer = None
