@@ -293,11 +293,13 @@ class Mesh:
         """Do what is due."""
         self._now = now
         self.control.handle_timeout(now)
+        due: list[AnyPeer] = []
         while self._heap and self._heap[0][0] <= now:
             when, _, peer = heappop(self._heap)
-            if self._deadlines.get(peer) != when:
-                continue
-            del self._deadlines[peer]
+            if self._deadlines.get(peer) == when:
+                del self._deadlines[peer]
+                due.append(peer)
+        for peer in due:
             peer.handle_timeout(now)
             self._touched.pop(peer, None)
             self._arm(peer, now)

@@ -434,6 +434,7 @@ class MeshPeer:
         """Send what is due and choose the way again; called after everything that happened to the peer."""
         session = self.session
         if session is None:
+            self._punch(now)
             self._user_pings(now)
             return
         self._session_events(session, now)
