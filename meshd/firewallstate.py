@@ -66,7 +66,7 @@ class FirewallState:
         self._running = False
         self._verify = False
         self._look = False
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._own: deque[int] = deque(maxlen=64)
         self._strangers: set[int] = set()
         self._error = ""
@@ -105,7 +105,7 @@ class FirewallState:
 
     def stop(self) -> None:
         """Stop keeping the table; it stays in place. May be called twice."""
-        for timer in self._timers.values():
+        for _, timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         if self._monitor is not None:
@@ -155,12 +155,12 @@ class FirewallState:
         if self._loop is None:
             return
         when = self._loop.time() + delay
-        timer = self._timers.get(what)
-        if timer is not None:
-            if timer.when() <= when:
+        if what in self._timers:
+            earlier, timer = self._timers[what]
+            if earlier <= when:
                 return
             timer.cancel()
-        self._timers[what] = self._loop.call_at(when, self._due, what)
+        self._timers[what] = when, self._loop.call_at(when, self._due, what)
 
     def _due(self, what: str) -> None:
         del self._timers[what]
