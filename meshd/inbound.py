@@ -203,6 +203,6 @@ class Inbound:
         elif kind is Kind.UNKNOWN:
             self._dropped["unknown-datagram"] += 1
         elif kind is Kind.RELAY:
-            self._dropped["relay-nested"] += 1
+            self._dropped["relay-malformed"] += 1
         else:
             self._control(bytes(buffer[start:end]), source, stamp)

@@ -26,6 +26,7 @@ from crossedge.meshd.packet import (
     checksum_place,
     dissect,
     may_fragment,
+    outline,
     transport_header,
 )
 from crossedge.meshd.policy import Policy
@@ -278,7 +279,7 @@ class Outbound:
         if self._answer_tokens < 1.0:
             self._dropped["too-big-answer-rate"] += 1
             return
-        layout = dissect(packet)
+        layout = outline(packet)
         source = self._source4 if layout.version == 4 else self._source6
         both = addresses(packet)
         answer = too_big(packet, layout, mtu, source or both[len(both) // 2 :])
