@@ -91,7 +91,7 @@ class Mesh:
         self._deadlines: dict[AnyPeer, float] = {}
         self._serial = 0
         self._owners: dict[Link, AnyPeer] = {}
-        self._recent: dict[bytes, None] = {}
+        self._recent: dict[bytes, MeshPeer] = {}
         self._own_hosts: frozenset[str] = frozenset()
         self.control = ControlPlane(settings, self, clock, numbers, random, now)
         self.control.directory.is_needed = self._is_needed
@@ -247,17 +247,19 @@ class Mesh:
 
     def _handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
         initiation = datagram[0] == Kind.INITIATION
-        if initiation and datagram in self._recent:
+        again = self._recent.get(datagram) if initiation else None
+        if again is not None:
             self.dropped["repeated-initiation"] += 1
+            again.repeated(source, now)
             return
         session = self.handshakes.receive(datagram, source, now)
         owner = None if session is None else session.owner
-        if initiation and session is not None:
-            if len(self._recent) >= RECENT_INITIATIONS:
-                del self._recent[next(iter(self._recent))]
-            self._recent[bytes(datagram)] = None
         if isinstance(owner, MeshPeer):
             owner.handshaken(source, now, response=not initiation)
+            if initiation:
+                if len(self._recent) >= RECENT_INITIATIONS:
+                    del self._recent[next(iter(self._recent))]
+                self._recent[bytes(datagram)] = owner
         elif isinstance(owner, StaticPeer):
             owner.heard(source, now)
             self.touch(owner)
@@ -265,10 +267,7 @@ class Mesh:
             answer, destination = reply
             self.send(destination, answer)
             if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
-                # Its copy through another way would be a replay: so the answer goes every way by itself.
-                for endpoint in owner.handshake_endpoints(now):
-                    if endpoint != destination:
-                        self.send(endpoint, answer)
+                owner.responded(answer, destination, now)
 
     def _session_of(self, static: bytes) -> Session | None:
         """Return the session for whoever has this static key, made if need be; None for strangers."""

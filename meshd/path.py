@@ -303,7 +303,8 @@ class Path:
             fast = now - self._changed < SUSPECT_FAST
             self._next = now + (SUSPECT_INTERVAL if fast else HEARTBEAT)
         else:
-            step = PROVE_INTERVALS[min(self._tries, len(PROVE_INTERVALS) - 1)]
+            # A relay needs no haste, as it takes data unproven.
+            step = PROVE_INTERVALS[min(self._tries + (2 if self.relay else 0), len(PROVE_INTERVALS) - 1)]
             self._tries += 1
             self._next = now + max(step, min(self.rtt.smoothed or 0.0, 0.3))
         return self._note(Probe(number, now, self.search.base, full_reply=True), now)

@@ -37,6 +37,7 @@ SILENT_AGAIN: Final = 5.0
 DOUBT_AGAIN: Final = 5.0  # seconds between calls because no direct path is good any more
 SPRAY_AFTER: Final = 1.0  # seconds without a relay after which handshakes go to the candidates themselves
 STATEMENTS: Final = (0.0, 0.3, 1.0)  # seconds after a change of ours at which a peer is told in the session
+RESPONSE_TIME: Final = 1.0  # seconds for which our answer to an initiation may be sent again
 NEVER: Final = float("-inf")
 TRANSPORT: Final = 4  # first byte of a WireGuard transport message
 
@@ -72,6 +73,8 @@ class MeshPeer:
         """Seconds between keepalives of idle direct paths."""
         self._port = port
         self._called = False
+        self._response = b""
+        self._responded = NEVER
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
         self._statements: list[float] = []
@@ -265,18 +268,35 @@ class MeshPeer:
             path.heard(now)
         if self.up(now):
             path.prove(now)
-        elif not heard and self.session is not None and self.session.initiation is not None:
-            self._handshake_again(endpoint)
+        elif not heard:
+            self._handshake_again(endpoint, now)
         self._port.touch(self)
 
-    def _handshake_again(self, endpoint: Endpoint) -> None:
+    def _handshake_again(self, endpoint: Endpoint, now: float) -> None:
         """Let a handshake that goes on try a new way; what a call carried already is not repeated."""
         session = self.session
-        if session is None or session.initiation is None:
+        if session is None:
             return
-        if isinstance(endpoint, RelayEndpoint) and self._called:
-            return
-        self._port.send(endpoint, session.initiation)
+        if session.initiation is not None and not (isinstance(endpoint, RelayEndpoint) and self._called):
+            self._port.send(endpoint, session.initiation)
+        if session.next is not None and now - self._responded < RESPONSE_TIME:
+            self._port.send(endpoint, self._response)
+
+    def responded(self, response: bytes, destination: Endpoint, now: float) -> None:
+        """Send our answer to the peer's initiation every way, not only back: a copy of that is a replay."""
+        self._response, self._responded = response, now
+        for endpoint in self.handshake_endpoints(now):
+            if endpoint != destination:
+                self._port.send(endpoint, response)
+
+    def repeated(self, source: Endpoint, now: float) -> None:
+        """Answer a copy of the initiation that was answered last, because the first answer may be lost."""
+        if (
+            self.session is not None
+            and self.session.next is not None
+            and now - self._responded < RESPONSE_TIME
+        ):
+            self._port.send(source, self._response)
 
     def pinged(self, source: UdpEndpoint, now: float) -> None:
         """Note an authentic, fresh ping from this address: challenge it."""
@@ -304,7 +324,7 @@ class MeshPeer:
         if self.up(now):
             path.prove(now)
         elif first:
-            self._handshake_again(endpoint)
+            self._handshake_again(endpoint, now)
         self._port.touch(self)
 
     def handshaken(self, source: Endpoint, now: float, *, response: bool) -> None:

@@ -183,7 +183,9 @@ class SimNode:
             stun=self.stun,
             gso=frozenset({1, 4, 5}),
         )
-        self.mesh = Mesh(settings, allowed, self.clock, numbers, net.chance.fork(f"{self.name} {now}").token, now)
+        self.mesh = Mesh(
+            settings, allowed, self.clock, numbers, net.chance.fork(f"{self.name} {now}").token, now
+        )
         self.events: list[tuple[float, ev.MeshEvent]] = []
         self._frames: deque[bytes] = deque()
         self._out: deque[Transmit] = deque()
@@ -364,9 +366,9 @@ class SimWorld:
     def settle(self, timeout: float = 15.0) -> None:
         """Run until every running node knows every other one."""
         running = [node for node in self.nodes if node.running]
-        assert self.wait(
-            lambda: all(a is b or a.knows(b) for a in running for b in running), timeout
-        ), "nodes do not find each other"
+        assert self.wait(lambda: all(a is b or a.knows(b) for a in running for b in running), timeout), (
+            "nodes do not find each other"
+        )
 
     def ping(
         self, source: SimNode, target: SimNode, *, count: int = 100, interval: float = 0.01, wait: float = 2.0
