@@ -431,9 +431,10 @@ def _plan(config: MeshdConfig, identity: Identity, port: int, routes: Iterable[M
         for rule in config.inbound
     )
     members: dict[str, set[Network]] = {rule.group: set() for rule in rules}
-    peers = set()
+    peers: set[PeerRoute] = set()
+    stock: set[PeerRoute] = set()
     for route in routes:
-        peers.add(PeerRoute(route.prefix, route.mtu))
+        (stock if route.stock else peers).add(PeerRoute(route.prefix, route.mtu))
         for group in members.keys() & set(route.groups):
             members[group].add(route.prefix)
     return Desired(
@@ -444,6 +445,7 @@ def _plan(config: MeshdConfig, identity: Identity, port: int, routes: Iterable[M
         pods=certificate.prefixes,
         mesh=identity.bundle.supernets,
         peers=frozenset(peers),
+        stock=frozenset(stock),
         inbound=rules,
         members={group: frozenset(prefixes) for group, prefixes in members.items()},
     )

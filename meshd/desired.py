@@ -183,19 +183,19 @@ def contains(outer: Network, inner: Network) -> bool:
     return isinstance(inner, ipaddress.IPv6Network) and inner.subnet_of(outer)
 
 
-def overlaps(desired: Desired, connected: Iterable[tuple[str, Network]]) -> list[str]:
-    """Return one line for each network of the host that our prefixes would swallow, naming both.
+def overlaps(
+    prefixes: Iterable[Network], pods: Iterable[Network], connected: Iterable[tuple[str, Network]]
+) -> dict[Network, str]:
+    """Return the prefixes that would swallow a network which the host is connected to; a text names both.
 
     A network within our own pod prefixes is no conflict: that is a bridge for our pods.
     """
-    wide = [(prefix, "mesh") for prefix in desired.mesh] + [
-        (peer.prefix, "stock peer's") for peer in desired.stock
+    theirs = [
+        (name, network) for name, network in connected if not any(contains(own, network) for own in pods)
     ]
-    return [
-        f"{whose} prefix {prefix} overlaps {network}, which the host is connected to by {name}"
-        for name, network in connected
-        for prefix, whose in wide
-        if prefix.version == network.version
-        and prefix.overlaps(network)
-        and not any(contains(pods, network) for pods in desired.pods)
-    ]
+    return {
+        prefix: f"prefix {prefix} overlaps {network}, which the host is connected to by {name}"
+        for name, network in theirs
+        for prefix in prefixes
+        if prefix.version == network.version and prefix.overlaps(network)
+    }

@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class HostState:
         `disable` names TUN offloads not to use. `on_tun` is called with each TUN that is opened after the
         first, because somebody deleted that: when it returns, the old descriptor is closed.
         """
-        self._desired = desired
+        self._desired = self._asked = desired
         self._record = record
         self._tun_descriptor = tun_descriptor
         self._namespace = Namespace.current()
@@ -103,7 +104,7 @@ class HostState:
         """
         if self._loop is not None:
             raise RuntimeError("the host's state is started already")
-        self._check_conflicts(self._desired)
+        self._desired = self._checked(self._asked)
         with contextlib.ExitStack() as undo:
             with self._namespace:
                 self._monitor = Monitor(self._on_event, ("link", "address", "route", "rule", "settings"))
@@ -130,16 +131,21 @@ class HostState:
         refuses is logged, reported and tried again. Raises `HostConflictError`, and `ValueError` for another
         TUN name; then nothing has changed.
         """
-        before = self._desired
         if self._loop is None:
-            self._desired = desired
+            self._desired = self._asked = desired
             return
-        if desired.tun != before.tun:
+        if desired.tun != self._desired.tun:
             raise ValueError("the TUN's name cannot change while it is in use")
-        if (desired.mesh, desired.stock) != (before.mesh, before.stock):
-            self._check_conflicts(desired)
+        if (desired.mesh, desired.stock) == (self._asked.mesh, self._asked.stock):
+            allowed = replace(desired, stock=self._desired.stock)
+        else:
+            allowed = self._checked(desired)
+        self._asked = desired
+        self._become(allowed)
+
+    def _become(self, desired: Desired) -> None:
+        before, self._desired = self._desired, desired
         self._firewall.want(desired)
-        self._desired = desired
         if (desired.pods, desired.stock) != (before.pods, before.stock):
             with self._namespace:
                 self._apply_sysctls()
@@ -300,15 +306,33 @@ class HostState:
         for name, value in needed_sysctls(self._desired, self._versions, self._sysctls.changes):
             self._sysctls.require(name, value)
 
-    def _check_conflicts(self, desired: Desired) -> None:
+    def _checked(self, desired: Desired) -> Desired:
+        """Return what may be done of what is desired: all, but for stock peers' prefixes that are in the way.
+
+        Raises `HostConflictError` where the mesh itself is.
+        """
         with self._namespace:
-            found = plan.overlaps(desired, connected_networks({desired.tun, self._earlier.tun}))
-        if found:
-            raise HostConflictError("; ".join(found))
+            connected = connected_networks({desired.tun, self._earlier.tun})
+        if found := plan.overlaps(desired.mesh, desired.pods, connected):
+            raise HostConflictError("; ".join(f"mesh {text}" for text in found.values()))
+        refused = plan.overlaps([peer.prefix for peer in desired.stock], desired.pods, connected)
+        self._set_conflicts([f"a stock peer's {text}" for text in refused.values()])
+        kept = frozenset(peer for peer in desired.stock if peer.prefix not in refused)
+        return replace(desired, stock=kept) if refused else desired
 
     def _look_for_conflicts(self) -> None:
+        """Tell of networks that the host was connected to since: what is routed stays so."""
         with self._namespace:
-            found = plan.overlaps(self._desired, connected_networks({self._desired.tun}))
+            connected = connected_networks({self._desired.tun})
+        pods = self._desired.pods
+        refused = plan.overlaps([peer.prefix for peer in self._asked.stock], pods, connected)
+        found = [f"mesh {text}" for text in plan.overlaps(self._desired.mesh, pods, connected).values()]
+        self._set_conflicts(found + [f"a stock peer's {text}" for text in refused.values()])
+        left_out = self._asked.stock - self._desired.stock
+        if free := frozenset(peer for peer in left_out if peer.prefix not in refused):
+            self._become(replace(self._desired, stock=self._desired.stock | free))
+
+    def _set_conflicts(self, found: list[str]) -> None:
         for conflict in set(found) - set(self._conflicts):
             log.error("%s", conflict)
         self._conflicts = found

@@ -399,6 +399,28 @@ async def test_a_supernet_over_a_connected_network_is_refused(
     state.close()
 
 
+async def test_a_stock_peers_prefix_over_a_connected_network_is_left_out_and_told(
+    namespace: Namespace, state: HostState
+) -> None:
+    sh(namespace, "ip link add lan0 type bridge", "ip addr add 192.168.1.7/24 dev lan0")
+    stock = frozenset(PeerRoute(network(prefix)) for prefix in ("192.168.0.0/16", "172.16.0.0/24"))
+    for _ in range(2):  # the same again changes nothing
+        state.apply(replace(DESIRED, stock=stock))
+        await state.settled()
+        (problem,) = state.report()["problems"]
+        assert "stock peer's prefix 192.168.0.0/16 overlaps 192.168.1.0/24" in problem["what"]
+        assert f"172.16.0.0/24 {METRIC_PEER}" in ours(namespace)
+        assert f"192.168.0.0/16 {METRIC_PEER}" not in ours(namespace)
+    assert namespace.call(sysctl.read, "net/ipv4/conf/all/src_valid_mark") == "1"
+    sh(namespace, "ip link del lan0")  # the network is left: the way is free
+    await until(lambda: f"192.168.0.0/16 {METRIC_PEER}" in ours(namespace))
+    assert state.report()["problems"] == []
+    state.apply(DESIRED)
+    await state.settled()
+    assert state.report()["problems"] == []
+    assert len(ours(namespace)) == 12
+
+
 async def test_a_bridge_of_our_own_pods_is_no_conflict_and_a_later_conflict_is_told(
     namespace: Namespace, state: HostState
 ) -> None:
