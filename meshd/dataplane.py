@@ -46,7 +46,6 @@ class DataPlane:
         moved: Callable[[Link, Endpoint], None],
         offloads: Offloads = ALL_OFFLOADS,
         mtu: int = MTU,
-        addresses: tuple[bytes | None, bytes | None] = (None, None),
     ) -> None:
         """Wire the data path up.
 
@@ -60,13 +59,13 @@ class DataPlane:
           per drain;
         - `moved(link, source)`: something genuine and new came from where the link does not send to; once per
           batch;
-        - `offloads`: what the TUN takes; `mtu`: its MTU in bytes; `addresses`: ours, packed, IPv4 and IPv6.
+        - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()
         policy = Policy(allowed, own)
         self._sink = Sink(write, offloads)
         self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
-        self._outbound = Outbound(policy, self._sink, transmit, wanted, addresses, self.dropped)
+        self._outbound = Outbound(policy, self._sink, transmit, wanted, self.dropped)
         self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, self.dropped)
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""

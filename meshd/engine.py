@@ -82,7 +82,6 @@ class Engine:
             moved=self._moved,
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
-            addresses=(_packed(own.overlay4), _packed(own.overlay6)),
         )
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -257,7 +256,3 @@ class Engine:
         self._timer = None
         self.mesh.handle_timeout(boottime())
         self.settle()
-
-
-def _packed(address: IPv4Address | IPv6Address | None) -> bytes | None:
-    return None if address is None else address.packed

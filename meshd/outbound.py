@@ -22,7 +22,6 @@ from crossedge.meshd.packet import (
     UDP,
     UDP_CHECKSUM,
     Layout,
-    addresses,
     checksum_place,
     dissect,
     may_fragment,
@@ -88,8 +87,6 @@ class Outbound:
         "_packets",
         "_policy",
         "_sink",
-        "_source4",
-        "_source6",
         "_spare",
         "_split",
         "_stages",
@@ -106,14 +103,11 @@ class Outbound:
         sink: Sink,
         transmit: Transmit,
         wanted: Callable[[Link], None],
-        addresses: tuple[bytes | None, bytes | None],
         dropped: Counter[str],
     ) -> None:
-        """`addresses` are ours, packed: where answers to packets that are too long come from."""
         self._policy = policy
         self._sink = sink
         self._wanted = wanted
-        self._source4, self._source6 = addresses
         self._dropped = dropped
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
@@ -279,10 +273,7 @@ class Outbound:
         if self._answer_tokens < 1.0:
             self._dropped["too-big-answer-rate"] += 1
             return
-        layout = outline(packet)
-        source = self._source4 if layout.version == 4 else self._source6
-        both = addresses(packet)
-        answer = too_big(packet, layout, mtu, source or both[len(both) // 2 :])
+        answer = too_big(packet, outline(packet), mtu)
         if answer is not None:
             self._answer_tokens -= 1.0
             frame = memoryview(bytearray(bytes(SIZE) + answer))

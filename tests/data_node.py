@@ -12,7 +12,7 @@ import gc
 import json
 import signal
 import sys
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 import uvloop
@@ -84,7 +84,6 @@ async def run(settings: dict[str, Any]) -> None:
         wanted=lambda _: None,
         moved=lambda *_: None,
         offloads=Offloads.named(tun.offloads),
-        addresses=(ip_address(settings["address"]).packed, None),
     )
     shell = TunShell(
         tun.descriptor, plane.buffer, outbound=plane.outbound, flush=plane.flush, clock=boottime, lost=print

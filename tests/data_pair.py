@@ -82,7 +82,6 @@ class Side:
             wanted=lambda link: self.wanted.append(link.name),
             moved=lambda _, source: self.moved.append(source),
             offloads=self.offloads,
-            addresses=(ip_address(self.own[0].split("/")[0]).packed, None),
         )
 
     def read(self, *frames: bytes, now: float = NOW) -> None:

@@ -66,7 +66,6 @@ class Nodes:
                 "remote": WIRE[other][family],
                 "own": PREFIXES[name],
                 "peer": PREFIXES[other],
-                "address": INSIDE[name][0],
                 "mode": settings.get("mode", "aes-256-gcm"),
                 "size": settings.get("size", 1452),
                 "disable_tun": settings.get("disable_tun", {}).get(name, ()),
@@ -146,6 +145,18 @@ def ping(source: str, target: str, *options: str) -> str:
     return done.stdout
 
 
+def ping_refused(source: str, target: str, *options: str) -> str:
+    """Ping without success; return what it says."""
+    done = subprocess.run(
+        ["ip", "netns", "exec", source, "ping", "-c", "3", "-i", "0.1", "-W", "1", *options, target],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    return done.stdout + done.stderr
+
+
 def check_everything(size: int = 20_000_000) -> None:
     for family in (0, 1):
         assert " 0% packet loss" in ping("a", INSIDE["b"][family], "-c", "5")
@@ -154,9 +165,130 @@ def check_everything(size: int = 20_000_000) -> None:
         transfer("b", "a", family, size // 4)
 
 
+def ethtool(namespace: str, **features: bool) -> None:
+    words = [
+        word for name, on in features.items() for word in (name.replace("_", "-"), "on" if on else "off")
+    ]
+    command = ["ip", "netns", "exec", namespace, "ethtool", "-K", "wire", *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(params=["offloaded", "gro", "wire-like"])
+def condition(request: pytest.FixtureRequest, wire: None) -> Iterator[str]:
+    """What the devices do: all that veth can, nothing but GRO at the receiver, nothing."""
+    on = request.param == "offloaded"
+    for name in "ab":
+        ethtool(name, tso=on, gso=on, tx_udp_segmentation=on, gro=request.param == "gro")
+    yield request.param
+    for name in "ab":
+        ethtool(name, tso=True, gso=True, tx_udp_segmentation=True, gro=False)
+
+
 @pytest.mark.parametrize("mode", ["aes-256-gcm", "chacha20-poly1305", "transport", "stock"])
 def test_pings_and_streams_pass_unchanged(wire: None, mode: str) -> None:
     with running(mode=mode) as nodes:
         check_everything()
     for report in nodes.report.values():
         assert set(report["dropped"]) <= HARMLESS, nodes.report
+
+
+@pytest.mark.tool("ethtool")
+@pytest.mark.parametrize("mode", ["aes-256-gcm", "stock"])
+def test_streams_pass_with_and_without_the_devices_offloads(condition: str, mode: str) -> None:
+    with running(mode=mode) as nodes:
+        check_everything(5_000_000)
+    for report in nodes.report.values():
+        assert set(report["dropped"]) <= HARMLESS, nodes.report
+
+
+LACKING: dict[str, dict[str, Any]] = {
+    "no USO at a": {"disable_tun": {"a": ["uso4", "uso6"]}},
+    "no TSO at b": {"disable_tun": {"b": ["tso4", "tso6", "uso4", "uso6"]}},
+    "no checksums at b": {"disable_tun": {"b": ["csum", "tso4", "tso6", "uso4", "uso6"]}},
+    "no GSO at a": {"disable_udp": {"a": ["gso", "stamps"]}},
+    "no GRO at b": {"disable_udp": {"b": ["gro"]}},
+    "nothing anywhere": {
+        "disable_tun": dict.fromkeys("ab", ("csum", "tso4", "tso6", "uso4", "uso6")),
+        "disable_udp": dict.fromkeys("ab", ("gso", "gro", "stamps")),
+    },
+}
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+@pytest.mark.parametrize("mode", ["aes-256-gcm", "stock"])
+def test_streams_pass_where_the_kernel_lacks_offloads(wire: None, lacking: str, mode: str) -> None:
+    with running(mode=mode, **LACKING[lacking]) as nodes:
+        check_everything(3_000_000)
+    for report in nodes.report.values():
+        assert set(report["dropped"]) <= HARMLESS, nodes.report
+
+
+@contextmanager
+def wire_mtu(mtu: int) -> Iterator[None]:
+    """Let the wire pass packets of so many bytes only."""
+    for name in "ab":
+        ip(name, f"link set wire mtu {mtu}")
+    try:
+        yield
+    finally:
+        for name in "ab":
+            ip(name, "link set wire mtu 1500")
+            ip(name, f"addr replace {WIRE[name][1]}/64 dev wire nodad")
+
+
+@pytest.mark.parametrize("v6", [False, True])
+def test_inner_packets_of_1380_bytes_pass_a_path_of_1280(wire: None, v6: bool) -> None:
+    with wire_mtu(1280), running(size=1232, v6=v6) as nodes:
+        for family, size in ((0, 1352), (1, 1332)):
+            assert " 0% packet loss" in ping("a", INSIDE["b"][family], "-c", "3", "-M", "do", "-s", str(size))
+        check_everything(3_000_000)
+    for report in nodes.report.values():
+        assert set(report["dropped"]) <= HARMLESS, nodes.report
+
+
+def test_a_stock_peers_small_path_is_told_to_the_kernel(wire: None) -> None:
+    with wire_mtu(1280), running(mode="stock", size=1252) as nodes:
+        done = ping_refused("a", INSIDE["b"][0], "-M", "do", "-s", "1300")
+        assert "mtu=1220" in done or "mtu = 1220" in done
+        done = ping_refused("a", INSIDE["b"][1], "-M", "do", "-s", "1300")
+        assert "mtu=1220" in done or "mtu = 1220" in done or "mtu=1280" in done or "mtu = 1280" in done
+        assert " 0% packet loss" in ping("b", INSIDE["a"][0], "-c", "3", "-M", "dont", "-s", "1300")
+        transfer("a", "b", 0, 3_000_000)
+        transfer("b", "a", 0, 3_000_000)
+    assert nodes.report["a"]["dropped"]["outbound-too-big"] >= 1
+
+
+def test_a_datagram_that_the_device_refuses_is_told(wire: None) -> None:
+    with wire_mtu(1280), running(size=1452) as nodes:
+        ping_refused("a", INSIDE["b"][0], "-s", "1300")
+    assert nodes.report["a"]["too_big"] >= 1
+    assert nodes.report["a"]["dropped"]["send-emsgsize"] >= 1
+
+
+@pytest.mark.tool("iperf3")
+def test_a_look_at_the_throughput(wire: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """One second each, printed; how fast it must be is another matter."""
+    figures = {}
+    with running() as nodes:
+        for name, options in (("TCP", []), ("UDP 1300", ["-u", "-b", "2G", "-l", "1300"])):
+            server = subprocess.Popen(
+                ["ip", "netns", "exec", "b", "iperf3", "-s", "-1", "--forceflush", "-B", INSIDE["b"][0]],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert server.stdout is not None
+            while "listening" not in server.stdout.readline():
+                pass
+            done = subprocess.run(
+                ["ip", "netns", "exec", "a", "iperf3", "-c", INSIDE["b"][0], "-t", "1", "-J", *options],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            server.communicate(timeout=10)
+            end = json.loads(done.stdout)["end"]
+            figures[name] = end["sum_received"]["bits_per_second"]
+    with capsys.disabled():
+        print(" ", ", ".join(f"{name} {rate / 1e9:.2f} Gbit/s" for name, rate in figures.items()), end=" ")
+    assert all(figures.values())
+    assert set(nodes.report["b"]["dropped"]) <= HARMLESS

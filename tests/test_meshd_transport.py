@@ -133,7 +133,7 @@ def test_a_packet_too_long_for_a_stock_peer_is_answered() -> None:
     assert dissect(answer).protocol == 1
     assert answer[20:22] == b"\3\4"
     assert struct.unpack_from("!H", answer, 26)[0] == 1200
-    assert answer[12:20] == bytes([10, 160, 1, 0, 10, 160, 1, 10])
+    assert answer[12:20] == bytes([10, 160, 2, 10, 10, 160, 1, 10])
     assert packet.startswith(answer[28:])
     assert checksum(answer[20:]) == 0xFFFF
     assert alice.dropped == {"outbound-too-big": 1}
