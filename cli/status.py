@@ -73,6 +73,7 @@ def status(path: Path | None, as_json: bool) -> None:
 
 def _show_status(answer: dict[str, Any]) -> None:
     peers, nat, blocklist = answer["peers"], answer["nat"], answer["blocklist"]
+    certificate = answer["certificate"]
     udp = answer["offloads"]["udp"]
     offloads = "; ".join(
         f"{family} {' '.join(name for name, on in names.items() if on) or 'none'}"
@@ -81,8 +82,8 @@ def _show_status(answer: dict[str, Any]) -> None:
     facts = {
         "node": f"{answer['name']}, crossedge {answer['version']}, up {_span(answer['uptime_s'])}",
         "prefixes": ", ".join(answer["prefixes"]),
-        "certificate": f"serial {answer['certificate']['serial']}, "
-        f"groups {cell(answer['certificate']['groups'])}, ends in {_span(answer['certificate']['ends_in_s'])}",
+        "certificate": f"serial {certificate['serial']}, groups {cell(certificate['groups'])}, "
+        f"ends in {_span(certificate['ends_in_s'])}",
         "blocklist": f"serial {blocklist['serial']}, {blocklist['revoked']} revoked, "
         f"{_span(blocklist['age_s'])} old",
         "clock": "synchronised" if answer["clock"]["synchronised"] else "not synchronised",
