@@ -108,6 +108,7 @@ class _Sent:
     size: int
     full: bool
     rung: bool  # whether it tests a size; its loss says nothing about the path
+    counts: bool  # whether its loss is a loss of the path: not while the path is in doubt, or tests a size
     overdue: float
     missed: bool = False
 
@@ -208,6 +209,7 @@ class Path:
     def prove(self, now: float) -> None:
         """Start to prove a path that is new or was lost."""
         if self.state in (State.UNPROVEN, State.LOST):
+            self.rtt = Estimator()
             self._change(Cause.PROBED, now)
             self._tries = 0
             self._next = now
@@ -269,7 +271,7 @@ class Path:
             if self.state is State.PROVEN and self.role is not Role.OFF:
                 self._next = now if self._next is None else min(self._next, now)
         for number in gone:
-            if not self._outstanding.pop(number).rung:
+            if self._outstanding.pop(number).counts:
                 self.rtt.lost()
         if self.state is State.PROVEN:
             ended = self.role is Role.LIVE and now >= self._trust_end()
@@ -322,7 +324,8 @@ class Path:
         if len(self._outstanding) >= OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
         overdue = now + max(self.rtt.timeout, OVERDUE_MIN)
-        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, overdue)
+        counts = self.state is State.PROVEN and not rung
+        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, counts, overdue)
         return probe
 
     def _trust_end(self) -> float:
