@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from crossedge.host.namespaces import Namespace
-from crossedge.lab.delayline import ETH_P_ALL, PACKET_IGNORE_OUTGOING, SO_RCVBUFFORCE, SOL_PACKET, answer
+from crossedge.lab.delayline import (
+    ETH_P_ALL,
+    PACKET_IGNORE_OUTGOING,
+    SO_RCVBUFFORCE,
+    SOL_PACKET,
+    answer,
+    grow_buffer,
+)
 
 PCAP = struct.Struct("=IHHiIII")
 RECORD = struct.Struct("=IIII")
@@ -31,6 +38,7 @@ FRAMES_PER_TURN = 256
 
 IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
 UDP, ICMP, ICMPV6 = 17, 1, 58
+HOP_BY_HOP, DESTINATION = 0, 60  # IPv6 extension headers: multicast listeners report behind one
 
 
 def open_tap() -> socket.socket:
@@ -38,7 +46,7 @@ def open_tap() -> socket.socket:
     tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(ETH_P_ALL))
     tap.setblocking(False)
     tap.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 * 1024 * 1024)
+    grow_buffer(tap, SO_RCVBUFFORCE, socket.SO_RCVBUF, 64 * 1024 * 1024)
     return tap
 
 
@@ -99,6 +107,8 @@ def kind_of(frame: bytes) -> str:
         protocol, start = frame[23], 14 + (frame[14] & 15) * 4
     elif ethertype == IPV6:
         protocol, start = frame[20], 54
+        while protocol in (HOP_BY_HOP, DESTINATION) and len(frame) > start + 1:
+            protocol, start = frame[start], start + 8 + frame[start + 1] * 8
     else:
         return f"ethertype {ethertype:04x}"
     if protocol in (ICMP, ICMPV6):

@@ -275,6 +275,15 @@ class DelayLine:
         return {"error": "not understood"}
 
 
+def grow_buffer(end: socket.socket, force: int, plain: int, size: int) -> None:
+    """Ask for a socket buffer of so many bytes, beyond the machine's limit only where we may (real root)."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, force, size)
+    except OSError:
+        with contextlib.suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
 def open_end(interface: str) -> socket.socket:
     """Return a packet socket on one end of a wire, with virtio headers and kernel receive stamps."""
     end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
@@ -284,12 +293,8 @@ def open_end(interface: str) -> socket.socket:
         end.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         end.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
         end.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-            try:
-                end.setsockopt(socket.SOL_SOCKET, force, READ_BUFFER)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, plain, READ_BUFFER)
+        grow_buffer(end, SO_RCVBUFFORCE, socket.SO_RCVBUF, READ_BUFFER)
+        grow_buffer(end, SO_SNDBUFFORCE, socket.SO_SNDBUF, READ_BUFFER)
         end.bind((interface, ETH_P_ALL))
     except BaseException:
         end.close()
