@@ -148,6 +148,9 @@ class Demo:
         counts = tap.ask({"stop": True})["counts"]
         self.say(f"WAN capture: {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB; searching it")
         self._search(mesh, wire, counts)
+        mesh.stop()
+        stubborn = f": not {', '.join(mesh.stubborn)}" if mesh.stubborn else ""
+        self.check(not mesh.stubborn, f"every program ends when it is asked to{stubborn}")
 
     def _describe(self) -> str:
         nodes = [node for node in self.topology.node if node.role == "node"]

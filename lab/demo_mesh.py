@@ -107,7 +107,10 @@ class Mesh:
         }
         self.servers = [name for name, placed in network.nodes.items() if placed.node.role == "server"]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.stubborn: list[str] = []
+        """Programs that had to be killed."""
         self._stack = stack
+        stack.callback(self.stop)
         self._authority = ROOTS / AUTHORITY
 
     def make_identities(self) -> None:
@@ -159,10 +162,27 @@ class Mesh:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # SIGABRT makes it tell where it is
         )
         self.processes[node] = process
-        self._stack.callback(stop, process)
         return process
+
+    def stop(self) -> None:
+        """End all programs: SIGTERM; one that does not listen tells its log where it is, and is killed."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + STOP_TIMEOUT
+        for name, process in self.processes.items():
+            for last_word in (None, signal.SIGABRT, signal.SIGKILL):
+                if last_word is not None:
+                    process.send_signal(last_word)
+                try:
+                    process.wait(max(0.5, end - time.monotonic()))
+                    break
+                except subprocess.TimeoutExpired:
+                    if name not in self.stubborn:
+                        self.stubborn.append(name)
 
     def check_alive(self) -> None:
         """Raise `DemoError` with the last line of its log if one of the programs has ended."""
@@ -189,17 +209,6 @@ class Mesh:
         """Return what `crossedge peers --json` says on a node, by peer name."""
         rows = json.loads(call("crossedge", "--root", str(member.root), "peers", "--json"))
         return {row["name"]: row for row in rows}
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a program: SIGTERM, and SIGKILL for one that does not listen."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:
