@@ -125,12 +125,8 @@ class Engine:
             self.plane.dropped,
             self._tun.dropped,
             self.udp.dropped,
-            self.mesh.dropped,
-            self.mesh.device.dropped,
-            self.mesh.handshakes.dropped,
-            self.mesh.control.dropped,
         )
-        total: Counter[str] = Counter()
+        total = self.mesh.all_dropped()
         for counter in counters:
             total.update(counter)
         return total

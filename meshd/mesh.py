@@ -341,6 +341,16 @@ class Mesh:
                 self._heap = [item for item in self._heap if self._deadlines.get(item[2]) == item[0]]
                 self._heap.sort()
 
+    def all_dropped(self) -> Counter[str]:
+        """Return what the core dropped and why, the data path's counters not included."""
+        control = self.control
+        parts = [self.dropped, self.device.dropped, control.dropped, control.node.dropped]
+        parts += [control.directory.dropped, *(client.dropped for client in control.clients.values())]
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(part)
+        return total
+
     # --- What survives a restart ------------------------------------------------------------------------
 
     def export_active(self, now: float) -> list[tuple[bytes, UdpEndpoint | None]]:

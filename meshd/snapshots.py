@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossedge.meshd.path import Path, State
+from crossedge.meshd.punch import Phase
 from crossedge.wire.endpoint import Endpoint, Network, RelayEndpoint
+from crossedge.wire.record import Behaviour
 
 if TYPE_CHECKING:
     from crossedge.meshd.mesh import Mesh
     from crossedge.meshd.peer import MeshPeer
     from crossedge.meshd.staticpeer import StaticPeer
 
+HARD = (Behaviour.ADDRESS_DEPENDENT, Behaviour.ADDRESS_AND_PORT_DEPENDENT)
 STALE_BLOCKLIST_S = 30 * 86_400  # age of a blocklist that is worth a word
 
 
@@ -44,7 +47,7 @@ def routes(mesh: Mesh) -> list[MeshRoute]:
 
 def peers(mesh: Mesh, now: float) -> list[dict[str, Any]]:
     """Return what is known of each peer, by name."""
-    rows = [_member(peer, now) for peer in mesh.members.values()]
+    rows = [_member(mesh, peer, now) for peer in mesh.members.values()]
     rows += [_static(static, now) for static in mesh.static.values()]
     return sorted(rows, key=lambda row: str(row["name"]))
 
@@ -141,7 +144,7 @@ def _problems(mesh: Mesh, rows: list[dict[str, Any]], unix: float) -> list[dict[
     return found
 
 
-def _member(peer: MeshPeer, now: float) -> dict[str, Any]:
+def _member(mesh: Mesh, peer: MeshPeer, now: float) -> dict[str, Any]:
     certificate = peer.member.certificate
     current = peer.paths.current
     shown = [path for path in peer.paths if path.endpoint in peer.link.endpoints]
@@ -153,6 +156,7 @@ def _member(peer: MeshPeer, now: float) -> dict[str, Any]:
         "groups": list(certificate.groups),
         "prefixes": [str(prefix) for prefix in certificate.allowed_ips],
         **_path(peer, path, now),
+        "why_not_direct": why_not_direct(mesh, peer, now),
         "time_to_direct_ms": _ms(peer.time_to_direct),
         "superframes": peer.link.superframes,
         "handshake_s_ago": None if peer.session is None else _ago(peer.session.handshake_at, now),
@@ -163,14 +167,38 @@ def _member(peer: MeshPeer, now: float) -> dict[str, Any]:
     }
 
 
+def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
+    """Return in a few words why a pair with a session is not direct; None where it is, or has no session."""
+    if not peer.up(now) or any(path.state is State.PROVEN for path in peer.paths.directs()):
+        return None
+    ours = {":" in candidate.endpoint.host for candidate in mesh.control.candidates.current}
+    theirs = {":" in endpoint.host for endpoint in peer.member.record.endpoints}
+    if not theirs or not ours & theirs:
+        return "no address of one IP version in common"
+    if any(path.state is State.SUSPECT for path in peer.paths.directs()):
+        return "the direct path went silent; it is being proven again"
+    if peer.punch.phase is Phase.TRYING:
+        return f"punching, try {peer.punch.attempt}"
+    hard = [
+        name
+        for name, verdict in (("ours", mesh.control.verdict), ("the peer's", peer.member.record.verdict))
+        if verdict.mapping in HARD
+    ]
+    nat = f"; a NAT that maps by destination: {' and '.join(hard)}" if hard else ""
+    if peer.punch.resume is not None:
+        return f"punching failed, again in {max(0.0, peer.punch.resume - now):.0f} s{nat}"
+    return f"no traffic that would need it{nat}"
+
+
 def _path(peer: MeshPeer, path: Path | None, now: float) -> dict[str, Any]:
     up = peer.up(now)
     if not peer.link.endpoints or path is None or not up:
         kind = "none"
-    elif len(peer.link.endpoints) > 1:
-        kind = "both"
+    elif path.relay:
+        kind = "relay"
     else:
-        kind = "relay" if path.relay else "direct"
+        # An idle pair starts over both; its direct path is still proven by keepalives.
+        kind = "direct" if path.state is State.PROVEN else "both"
     return {
         "state": "up" if up else "opening" if peer.active else "idle",
         "path": kind,
@@ -212,6 +240,7 @@ def _static(static: StaticPeer, now: float) -> dict[str, Any]:
         "jitter_ms": None,
         "loss_percent": None,
         "datagram_bytes": static.datagram_size,
+        "why_not_direct": None,
         "time_to_direct_ms": None,
         "superframes": False,
         "handshake_s_ago": None if session is None else _ago(session.handshake_at, now),
