@@ -208,6 +208,21 @@ def test_where_the_path_is_smaller_than_a_segment_loss_costs_what_was_lost(cut: 
     assert got == expected
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("how", range(4))
+@pytest.mark.parametrize("piece", [0, 1, 4, 8])
+def test_a_forgery_does_not_part_the_pieces_around_it(piece: int, how: int, before: bool) -> None:
+    alice, bob = pair(size=PATH)
+    frame = super_frame(tcp(random.Random(5).randbytes(8700), partial=True), PIECE)
+    alice.read(frame)
+    datagrams = alice.datagrams()
+    assert len(datagrams) == 9
+    datagrams.insert(piece + (not before), forge(datagrams[piece], how, random.Random(6)))
+    bob.take(*datagrams, source=ALICE)
+    assert bob.written == [frame]
+    assert sum(bob.dropped.values()) == 1
+
+
 def test_a_failed_open_consumes_no_counter() -> None:
     alice, bob = pair()
     alice.read(plain(udp(b"x")))
