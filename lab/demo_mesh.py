@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ COMMAND_TIMEOUT = 60.0
 STOP_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 5.0
 AUTHORITY = "authority"
+CONFIG = "etc/crossedge/meshd.toml"
 MODULES = {
     "crossedge": "crossedge.cli.main",
     "meshd": "crossedge.meshd.main",
@@ -113,8 +114,11 @@ class Mesh:
         stack.callback(self.stop)
         self._authority = ROOTS / AUTHORITY
 
-    def make_identities(self) -> None:
-        """Make the network's authority, the rendezvous' key, and signed bundles for all nodes."""
+    def make_identities(self, sign: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Make the network's authority, the rendezvous' keys, and signed bundles for all nodes.
+
+        `sign` has further words for `crossedge ca sign`, by node.
+        """
         made = call("crossedge", "--root", str(self._authority), "ca", "init")
         key = re.search(r"^ca key\s+(\S+)", made, re.MULTILINE)
         if key is None:
@@ -137,35 +141,54 @@ class Mesh:
             root, request, bundle = str(member.root), member.root / "request", member.root / "bundle"
             call("crossedge", "--root", root, "node", "init", "--name", member.name, "-o", str(request))
             authority = ("crossedge", "--root", str(self._authority))
-            call(*authority, "ca", "sign", str(request), *rendezvous, "-o", str(bundle))
+            more = (sign or {}).get(member.name, ())
+            call(*authority, "ca", "sign", str(request), *rendezvous, *more, "-o", str(bundle))
             call("crossedge", "--root", root, "node", "join", str(bundle))
 
         each(enrol, self.members.values())
 
-    def start(self) -> None:
-        """Start the rendezvous and a daemon on every node."""
+    def start(self, configs: Mapping[str, str] | None = None) -> None:
+        """Start the rendezvous and a daemon on every node; `configs` has the text of meshd.toml, by node."""
         for name in self.servers:
-            self._spawn(name, "crossedge-rendezvous", "run", "--root", str(ROOTS / name))
+            self.run_server(name)
         for member in self.members.values():
-            config = member.root / "etc/crossedge/meshd.toml"
+            config = member.root / CONFIG
             config.parent.mkdir(parents=True, exist_ok=True)
-            config.write_text('log_level = "info"\n')
-            member.process = self._spawn(
-                member.name, "meshd", "run", "--config", str(config), "--root", str(member.root)
-            )
+            config.write_text((configs or {}).get(member.name, 'log_level = "info"\n'))
+            self.run_daemon(member)
+
+    def run_server(self, name: str) -> None:
+        """Start a rendezvous, for the first time or again."""
+        self._spawn(name, "crossedge-rendezvous", "run", "--root", str(ROOTS / name))
+
+    def run_daemon(self, member: Member) -> None:
+        """Start a node's daemon, for the first time or again."""
+        words = ("run", "--config", str(member.root / CONFIG), "--root", str(member.root))
+        member.process = self._spawn(member.name, "meshd", *words)
 
     def _spawn(self, node: str, *words: str) -> subprocess.Popen[bytes]:
-        log = self._stack.enter_context((self.output / f"{node}.log").open("wb"))
-        process = self.network.popen(
-            node,
-            [*program(words[0]), *words[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # SIGABRT makes it tell where it is
-        )
+        with (self.output / f"{node}.log").open("ab") as log:
+            process = self.network.popen(
+                node,
+                [*program(words[0]), *words[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # SIGABRT makes it tell where it is
+            )
         self.processes[node] = process
         return process
+
+    def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+        """End one program by a signal and return its exit status; it is no longer expected to run."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        try:
+            return process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise DemoError(f"the program on {name} did not end within {STOP_TIMEOUT:.0f} s") from None
 
     def stop(self) -> None:
         """End all programs: SIGTERM; one that does not listen tells its log where it is, and is killed."""
