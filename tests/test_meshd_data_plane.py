@@ -110,6 +110,23 @@ def test_packets_for_many_peers_in_one_drain_all_leave() -> None:
     assert all(link.sent.datagrams == 1 for link, _ in others)
 
 
+@pytest.mark.parametrize("superframes", [True, False])
+def test_a_flow_keeps_its_order_whatever_its_packets_become(superframes: bool) -> None:
+    alice, bob = pair(superframes=superframes)
+    at, frames = 0, []
+    for size in (900, 900, 5000, 300, 9000, 700, 700, 1000, 4000):
+        body = bytes([size % 251]) * size
+        packet = tcp(body, sequence=at, partial=True)
+        frames.append(super_frame(packet, 1000) if size > 1000 else partial_frame(packet))
+        at += size
+    alice.read(*frames)
+    datagrams = alice.datagrams()
+    counters = [int.from_bytes(datagram[8:16], "little") for datagram in datagrams]
+    assert counters == sorted(counters)
+    bob.take(*datagrams, source=ALICE)
+    assert bob.packets() == packets_of(*frames)
+
+
 # --- The queue ----------------------------------------------------------------------------------------------
 
 
