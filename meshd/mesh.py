@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from crossedge.meshd import inner, snapshots
 from crossedge.meshd.allowedips import AllowedIPs
+from crossedge.meshd.blocklistpeer import PeerFetch, part_of
 from crossedge.meshd.budget import Budget
 from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
@@ -93,6 +94,7 @@ class Mesh:
         self._owners: dict[Link, AnyPeer] = {}
         self._recent: dict[bytes, MeshPeer] = {}
         self._own_hosts: frozenset[str] = frozenset()
+        self._fetch: PeerFetch | None = None
         self.control = ControlPlane(settings, self, clock, numbers, random, now)
         self.control.directory.is_needed = self._is_needed
         for static in settings.static_peers:
@@ -102,6 +104,8 @@ class Mesh:
             for network in static.allowed_ips:
                 allowed.insert(network, peer.link)
             self.touch(peer)
+        if self.static:
+            self.emit(RoutesChanged())
 
     # --- What the shell tells ---------------------------------------------------------------------------
 
@@ -250,7 +254,7 @@ class Mesh:
         again = self._recent.get(datagram) if initiation else None
         if again is not None:
             self.dropped["repeated-initiation"] += 1
-            again.repeated(source, now)
+            again.handshaking.repeat(source, now)
             return
         session = self.handshakes.receive(datagram, source, now)
         owner = None if session is None else session.owner
@@ -267,7 +271,7 @@ class Mesh:
             answer, destination = reply
             self.send(destination, answer)
             if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
-                owner.responded(answer, destination, now)
+                owner.handshaking.responded(answer, destination, now)
 
     def _session_of(self, static: bytes) -> Session | None:
         """Return the session for whoever has this static key, made if need be; None for strangers."""
@@ -285,13 +289,19 @@ class Mesh:
         self._pump()
         while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:
             heappop(self._heap)
-        control = self.control.next_deadline()
-        return min(control, self._heap[0][0]) if self._heap else control
+        times = [self.control.next_deadline()]
+        if self._heap:
+            times.append(self._heap[0][0])
+        if self._fetch is not None:
+            times.append(self._fetch.due)
+        return min(times)
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
         self._now = now
         self.control.handle_timeout(now)
+        if self._fetch is not None and self._fetch.due <= now:
+            self._ask_blocklist(now)
         due: list[AnyPeer] = []
         while self._heap and self._heap[0][0] <= now:
             when, _, peer = heappop(self._heap)
@@ -532,6 +542,39 @@ class Mesh:
         """Begin the hello of a keypair."""
         settings = self.settings
         return HelloExchange(keypair, settings.aeads, gso_bits(settings.gso), settings.largest_chunk, now)
+
+    def blocklist_wanted(self, node_id: bytes, now: float) -> None:
+        """Ask a member for its newer blocklist, inside the session if there is one."""
+        peer = self.members.get(node_id)
+        if self._fetch is None and peer is not None and peer.up(now):
+            self._fetch = PeerFetch(node_id, self.control.directory.blocklist.serial, now)
+            self._ask_blocklist(now)
+
+    def _ask_blocklist(self, now: float) -> None:
+        fetch = self._fetch
+        peer = None if fetch is None else self.members.get(fetch.node_id)
+        ask = None if fetch is None or peer is None or not peer.up(now) else fetch.ask(now)
+        if ask is None or peer is None:
+            self._fetch = None
+        else:
+            peer.talk.say(ask.encode(), now)
+            self.touch(peer)
+
+    def blocklist_part(self, ask: inner.BlocklistAsk) -> inner.BlocklistPart | None:
+        """Return a part of the blocklist that we hold."""
+        return part_of(self.control.directory.blocklist, ask)
+
+    def blocklist_arrived(self, peer: MeshPeer, part: inner.BlocklistPart, now: float) -> None:
+        """Take a part of a blocklist that we asked the peer for."""
+        if self._fetch is None or self._fetch.node_id != peer.node_id:
+            self.dropped["unasked-blocklist"] += 1
+            return
+        encoded = self._fetch.take(part, now)
+        if encoded is not None:
+            self._fetch = None
+            self.control.offer_blocklist(encoded, now)
+        elif self._fetch.due <= now:
+            self._ask_blocklist(now)
 
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""

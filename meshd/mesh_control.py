@@ -74,6 +74,9 @@ class ControlHost(Protocol):
     def restated(self, now: float) -> None:
         """Take the news that our own record is another one."""
 
+    def blocklist_wanted(self, node_id: bytes, now: float) -> None:
+        """Take the news that a member holds a newer blocklist than we do."""
+
     def emit(self, event: MeshEvent) -> None:
         """Hand an event to the shell."""
 
@@ -441,7 +444,8 @@ class ControlPlane:
                     self._host.member_removed(member, reason)
                 case dir_.CertificateWanted(node_id):
                     self._find_node(node_id, now)
-                case dir_.BlocklistWanted():
+                case dir_.BlocklistWanted(node_id=node_id):
+                    self._host.blocklist_wanted(node_id, now)
                     for client in self.clients.values():
                         client.fetch_blocklist(self.directory.blocklist.serial, now)
                 case dir_.BlocklistChanged(blocklist):
@@ -453,6 +457,11 @@ class ControlPlane:
     def offer(self, record: bytes, certificate: bytes, source: bytes, now: float) -> None:
         """Take a record that a member handed us itself."""
         self.directory.offer(record, certificate, source, now)
+        self._directory_events(now)
+
+    def offer_blocklist(self, encoded: bytes, now: float) -> None:
+        """Take a blocklist that a member gave us."""
+        self.directory.offer_blocklist(encoded, now)
         self._directory_events(now)
 
     def restore(self, items: Iterable[tuple[bytes, bytes]], now: float) -> int:

@@ -131,6 +131,7 @@ class Path:
         "keepalive",
         "last_heard",
         "last_proof",
+        "offered",
         "private",
         "relay",
         "role",
@@ -151,6 +152,8 @@ class Path:
         self.rtt = Estimator()
         self.consented = False
         """Whether the peer answered a challenge from here; before that a budget counts what is sent."""
+        self.offered = True
+        """Whether the peer named this endpoint; else it gets small probes until it answers one."""
         self.created = now
         self.last_proof: float | None = None
         self.last_heard: float | None = None
@@ -309,6 +312,8 @@ class Path:
             step = PROVE_INTERVALS[min(self._tries + (2 if self.relay else 0), len(PROVE_INTERVALS) - 1)]
             self._tries += 1
             self._next = now + max(step, min(self.rtt.smoothed or 0.0, 0.3))
+        if not self.consented and not self.offered and not self.relay:
+            return self._note(Probe(number, now, PROBE_MIN), now)
         return self._note(Probe(number, now, self.search.base, full_reply=True), now)
 
     def _heartbeat(self, number: int, now: float) -> Probe:
@@ -362,6 +367,8 @@ class Path:
             self._live_since = now
             self._next = None if self.role is Role.OFF else now + self._interval()
             self.search.start(now)
+        elif not sent.full and self.state is State.PROBING:
+            self._next = now  # the challenge was met: prove the full size
         return True
 
 

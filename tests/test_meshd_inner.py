@@ -12,6 +12,8 @@ from crossedge.meshd.inner import (
     PROBE_MIN,
     REPLY_MIN,
     Aeads,
+    BlocklistAsk,
+    BlocklistPart,
     Gso,
     Hello,
     Inner,
@@ -39,6 +41,11 @@ GOLDEN: list[tuple[Inner, str]] = [
         "0300002200000007" + "0000000059682f00" + "0000000077359400" + "00000000861c4680" + "04d0",
     ),
     (Statement(b"rec", b"ce"), "0400001100000000" + "00030002" + "7265636365"),
+    (BlocklistAsk(0x1234, 1024), "0600001000000400" + "0000000000001234"),
+    (
+        BlocklistPart(0x1234, 2000, 1024, b"list"),
+        "0700001800000400" + "0000000000001234000007d0" + "6c697374",
+    ),
 ]
 
 
@@ -79,7 +86,9 @@ def test_packets_and_keepalives_are_not_in_session_messages() -> None:
         ("0200001000000007", "bad-length"),
         ("020000080000000700000000", "truncated"),
         ("0200000000000007" + "00" * 8, "bad-length"),
-        ("0600000800000000", "unknown-type"),
+        ("0500000800000000", "unknown-type"),
+        ("0600000800000000", "truncated"),
+        ("0700001000000000" + "00" * 8, "truncated"),
         ("0000000800000000", "unknown-type"),
         ("01000010a1b2c3d4" + "00030700" + "0000ff78", "bad-version"),
         ("0400001100000000" + "00040002" + "7265636365", "bad-length"),
@@ -101,7 +110,7 @@ def test_hello_of_a_later_version_keeps_what_is_known() -> None:
     assert hello.gso == Gso(7)
 
 
-@given(st.binary(max_size=64), st.sampled_from([1, 2, 3, 4, 5]))
+@given(st.binary(max_size=64), st.sampled_from([1, 2, 3, 4, 5, 6, 7]))
 def test_only_wire_error_comes_out(tail: bytes, kind: int) -> None:
     with suppress(WireError):
         decode(bytes([kind]) + tail)
