@@ -273,6 +273,8 @@ class Outbound:
         if self._answer_tokens < 1.0:
             self._dropped["too-big-answer-rate"] += 1
             return
+        if packet[0] >> 4 == 6:
+            mtu = max(mtu, IPV6_LEAST)  # a host ignores less
         answer = too_big(packet, outline(packet), mtu)
         if answer is not None:
             self._answer_tokens -= 1.0

@@ -147,6 +147,13 @@ def test_an_ipv6_packet_too_long_for_a_stock_peer_is_answered() -> None:
     assert struct.unpack_from("!I", frame, 10 + 44)[0] == 1368
 
 
+def test_an_ipv6_host_is_never_told_less_than_1280() -> None:
+    alice, _ = stock(size=1232)
+    alice.read(plain(udp(bytes(1233), source=A6, destination=B6)))
+    [frame] = alice.written
+    assert struct.unpack_from("!I", frame, 10 + 44)[0] == 1280
+
+
 def test_an_ipv6_packet_of_1280_bytes_leaves_on_any_path() -> None:
     alice, _ = stock(size=1232)
     packet = udp(bytes(1232), source=A6, destination=B6)
