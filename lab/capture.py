@@ -6,6 +6,7 @@ frames; a train stays one frame). The parent ends it with a line {"stop": true},
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -166,7 +167,8 @@ def main() -> None:
     first = json.loads(text)
     taps = [Namespace(descriptor).call(open_tap) for descriptor in first["namespaces"]]
     answer({"ok": True})
-    answer({"ok": True, "counts": record(taps, Path(first["file"]), control)})
+    with contextlib.suppress(KeyboardInterrupt):
+        answer({"ok": True, "counts": record(taps, Path(first["file"]), control)})
 
 
 if __name__ == "__main__":

@@ -313,9 +313,9 @@ def grow(opened: socket.socket, size: int) -> None:
 
 
 def answer(message: dict[str, Any]) -> None:
-    """Write one line of JSON to stdout."""
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    """Write one line of JSON to stdout, if anybody still reads there."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
 
 
 def main() -> None:

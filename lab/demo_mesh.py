@@ -98,9 +98,13 @@ class Member:
 class Mesh:
     """A rendezvous and nodes in a lab's network; every process ends when the stack is unwound."""
 
-    def __init__(self, network: Network, stack: ExitStack, output: Path) -> None:
+    def __init__(
+        self, network: Network, stack: ExitStack, output: Path, call: Callable[..., str] = call
+    ) -> None:
+        """`call` runs one of our commands to its end and returns its output."""
         self.network = network
         self.output = output
+        self._call = call
         self.members = {
             name: Member(name, ROOTS / name)
             for name, placed in network.nodes.items()
@@ -119,13 +123,13 @@ class Mesh:
 
         `sign` has further words for `crossedge ca sign`, by node.
         """
-        made = call("crossedge", "--root", str(self._authority), "ca", "init")
+        made = self._call("crossedge", "--root", str(self._authority), "ca", "init")
         key = re.search(r"^ca key\s+(\S+)", made, re.MULTILINE)
         if key is None:
             raise DemoError(f"`crossedge ca init` named no CA key: {made.strip()!r}")
         rendezvous = []
         for name in self.servers:
-            made = call(
+            made = self._call(
                 "crossedge-rendezvous",
                 "init",
                 "--root",
@@ -139,11 +143,11 @@ class Mesh:
 
         def enrol(member: Member) -> None:
             root, request, bundle = str(member.root), member.root / "request", member.root / "bundle"
-            call("crossedge", "--root", root, "node", "init", "--name", member.name, "-o", str(request))
+            self._call("crossedge", "--root", root, "node", "init", "--name", member.name, "-o", str(request))
             authority = ("crossedge", "--root", str(self._authority))
             more = (sign or {}).get(member.name, ())
-            call(*authority, "ca", "sign", str(request), *rendezvous, *more, "-o", str(bundle))
-            call("crossedge", "--root", root, "node", "join", str(bundle))
+            self._call(*authority, "ca", "sign", str(request), *rendezvous, *more, "-o", str(bundle))
+            self._call("crossedge", "--root", root, "node", "join", str(bundle))
 
         each(enrol, self.members.values())
 

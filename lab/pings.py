@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,15 @@ class PingRun:
             )
 
 
-def run_together(network: Network, runs: Iterable[PingRun], timeout: float = 30.0) -> list[PingResult]:
-    """Make runs at the same time; return their results in order."""
-    started = [(run, run.start(network)) for run in runs]
+def run_together(
+    network: Network, runs: Iterable[PingRun], timeout: float = 30.0, apart: float = 0.0
+) -> list[PingResult]:
+    """Make runs at the same time, begun `apart` seconds after each other; return their results in order."""
+    started: list[tuple[PingRun, subprocess.Popen[bytes]]] = []
+    for run in runs:
+        if started and apart:
+            time.sleep(apart)
+        started.append((run, run.start(network)))
     results = []
     for run, process in started:
         try:
