@@ -95,7 +95,8 @@ class Mesh:
         self._recent: dict[bytes, MeshPeer] = {}
         self._own_hosts: frozenset[str] = frozenset()
         self._fetch: PeerFetch | None = None
-        self.control = ControlPlane(settings, self, clock, numbers, random, now)
+        self._control_deadline: float | None = None
+        self._control = ControlPlane(settings, self, clock, numbers, random, now)
         self.control.directory.is_needed = self._is_needed
         for static in settings.static_peers:
             peer = StaticPeer(static, self, self.device, settings.underlay_mtu, now)
@@ -106,6 +107,12 @@ class Mesh:
             self.touch(peer)
         if self.static:
             self.emit(RoutesChanged())
+
+    @property
+    def control(self) -> ControlPlane:
+        """The control side. Whoever asks for it may change it, so its deadline is looked up again."""
+        self._control_deadline = None
+        return self._control
 
     # --- What the shell tells ---------------------------------------------------------------------------
 
@@ -204,7 +211,7 @@ class Mesh:
         `local` is the number of the socket, 0 but for the fresh ones of a network check.
         """
         self._now = now
-        if isinstance(source, RelayEndpoint) and not self.control.relay_server(source.server):
+        if isinstance(source, RelayEndpoint) and not self._control.relay_server(source.server):
             self.dropped["unknown-relay"] += 1
             return
         kind = classify(datagram)
@@ -289,7 +296,9 @@ class Mesh:
         self._pump()
         while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:
             heappop(self._heap)
-        times = [self.control.next_deadline()]
+        if self._control_deadline is None:
+            self._control_deadline = self._control.next_deadline()
+        times = [self._control_deadline]
         if self._heap:
             times.append(self._heap[0][0])
         if self._fetch is not None:
@@ -317,7 +326,7 @@ class Mesh:
     def poll_transmit(self) -> Transmit | None:
         """Return the next datagram to send, or None."""
         self._pump()
-        return self.control.poll_transmit()
+        return self._control.poll_transmit()
 
     def poll_event(self) -> MeshEvent | None:
         """Return the next event, or None."""
@@ -499,7 +508,7 @@ class Mesh:
 
     def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
         """Queue a datagram."""
-        self.control.transmit(endpoint, datagram, ttl)
+        self._control.transmit(endpoint, datagram, ttl)
 
     def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed."""
@@ -579,7 +588,7 @@ class Mesh:
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
         if isinstance(endpoint, RelayEndpoint):
-            return self.control.relay_server(endpoint.server)
+            return self._control.relay_server(endpoint.server)
         if (6 if ":" in endpoint.host else 4) not in self.settings.families:
             return False
         if endpoint.host in self._own_hosts and endpoint.port == self.settings.port:

@@ -37,6 +37,7 @@ UNKNOWN_CALL_TIME: Final = 3.0  # seconds
 TRANSMITS_MAX: Final = 4096
 FIND_INTERVAL: Final = 1.0  # seconds between questions for the same address or node
 FINDS_MAX: Final = 256
+PROBE_SPACING: Final = 0.25  # seconds between questions where we are seen
 
 
 class ControlHost(Protocol):
@@ -128,6 +129,7 @@ class ControlPlane:
         self._unknown_calls: deque[_UnknownCall] = deque(maxlen=UNKNOWN_CALLS_MAX)
         self._finds: dict[bytes, float] = {}
         self._epochs: dict[bytes, int] = {}
+        self._probed = float("-inf")
         self._transmits: deque[Transmit] = deque()
         self._say(now)
 
@@ -191,7 +193,10 @@ class ControlPlane:
                 client.bind(relay.channel, now)
 
     def probe_mappings(self, now: float) -> None:
-        """Ask every rendezvous where it sees us now."""
+        """Ask every rendezvous where it sees us now; many peers may want to know at the same time."""
+        if now - self._probed < PROBE_SPACING:
+            return
+        self._probed = now
         for client in self.clients.values():
             client.network_changed(now)
 
