@@ -53,6 +53,8 @@ class Pair:
     path: str = "none"
     time_to_direct_ms: float | None = None
     tcp: bool = False
+    underlay: str | None = None
+    """IP version that carries it."""
 
     @property
     def rtt_ms(self) -> float | None:
@@ -81,6 +83,7 @@ class Pair:
             "ipv6": self.ipv6,
             "first_ms": rounded(self.cold.first_ms if self.cold else None),
             "tcp": self.tcp,
+            "underlay": self.underlay,
         }
 
 
@@ -233,7 +236,10 @@ class Demo:
         while True:
             seen = dict(zip(mesh.members, each(mesh.peers, mesh.members.values()), strict=True))
             for (a, b), pair in self.pairs.items():
-                pair.path, pair.time_to_direct_ms = both_ends(seen[a].get(b, {}), seen[b].get(a, {}))
+                at_a = seen[a].get(b, {})
+                pair.path, pair.time_to_direct_ms = both_ends(at_a, seen[b].get(a, {}))
+                endpoint = at_a.get("endpoint")
+                pair.underlay = None if endpoint is None else "ipv6" if endpoint.startswith("[") else "ipv4"
             if all(pair.path == "direct" for pair in self.pairs.values()) or time.monotonic() > end:
                 break
         (self.folder / "peers.json").write_text(json.dumps(seen, indent=1))
