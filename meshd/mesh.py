@@ -13,24 +13,20 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
 from typing import Any, Final
 
 from crossedge.meshd import inner, snapshots
 from crossedge.meshd.allowedips import AllowedIPs
-from crossedge.meshd.blocklistpeer import PeerFetch, part_of
-from crossedge.meshd.budget import Budget
+from crossedge.meshd.deadlines import Deadlines
 from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import MeshEvent, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
-from crossedge.meshd.hello import HelloExchange, gso_bits
-from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh_control import ControlPlane
-from crossedge.meshd.noise import NoiseError, PrivateKey
+from crossedge.meshd.noise import PrivateKey
 from crossedge.meshd.peer import MeshPeer
-from crossedge.meshd.punch import Shot
+from crossedge.meshd.peerservices import PeerServices
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.sequence import tai64n
 from crossedge.meshd.session import Session
@@ -40,7 +36,7 @@ from crossedge.meshd.transmit import Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.demux import Kind, classify
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 from crossedge.wire.errors import WireError
 
 EVENTS_MAX: Final = 8192
@@ -79,7 +75,6 @@ class Mesh:
         self.dropped: Counter[str] = Counter()
         self.device = Device(PrivateKey(settings.session_key), random, lambda at: tai64n(numbers.next(at)))
         self.handshakes = Handshakes(self.device, self._session_of)
-        self.budget = Budget(now)
         self.members: dict[bytes, MeshPeer] = {}
         self.static: dict[bytes, StaticPeer] = {}
         self.started = now
@@ -88,18 +83,25 @@ class Mesh:
         self._events: deque[MeshEvent] = deque()
         self._queued: set[type] = set()
         self._touched: dict[AnyPeer, None] = {}
-        self._heap: list[tuple[float, int, AnyPeer]] = []
-        self._deadlines: dict[AnyPeer, float] = {}
-        self._serial = 0
+        self._deadlines: Deadlines[AnyPeer] = Deadlines()
         self._owners: dict[Link, AnyPeer] = {}
         self._recent: dict[bytes, MeshPeer] = {}
-        self._own_hosts: frozenset[str] = frozenset()
-        self._fetch: PeerFetch | None = None
+
         self._control_deadline: float | None = None
         self._control = ControlPlane(settings, self, clock, numbers, random, now)
+        self.services = PeerServices(
+            settings,
+            self.device,
+            self._control,
+            lambda: self.control,
+            self.dropped,
+            self.touch,
+            self.emit,
+            now,
+        )
         self.control.directory.is_needed = self._is_needed
         for static in settings.static_peers:
-            peer = StaticPeer(static, self, self.device, settings.underlay_mtu, now)
+            peer = StaticPeer(static, self.services, self.device, settings.underlay_mtu, now)
             self.static[static.public_key] = peer
             self._owners[peer.link] = peer
             for network in static.allowed_ips:
@@ -130,9 +132,9 @@ class Mesh:
         """
         self._now = now
         hosts = tuple(addresses)
-        first = not self._own_hosts
-        changed = self.control.set_host_addresses(hosts, now) or frozenset(hosts) != self._own_hosts
-        self._own_hosts = frozenset(hosts)
+        first = not self.services.own_hosts
+        changed = self.control.set_host_addresses(hosts, now) or frozenset(hosts) != self.services.own_hosts
+        self.services.own_hosts = frozenset(hosts)
         if (changed or moved) and not first:
             for peer in self.members.values():
                 peer.moved(now)
@@ -187,7 +189,7 @@ class Mesh:
         peer = next((peer for peer in self.members.values() if peer.name == name), None)
         if peer is None:
             return False
-        peer.ping(number, now)
+        peer.talk.ping(number, now)
         self._pump()
         return True
 
@@ -276,7 +278,7 @@ class Mesh:
             self.touch(owner)
         while (reply := self.handshakes.poll_transmit()) is not None:
             answer, destination = reply
-            self.send(destination, answer)
+            self._control.transmit(destination, answer)
             if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
                 owner.handshaking.responded(answer, destination, now)
 
@@ -294,33 +296,20 @@ class Mesh:
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do, in seconds of `now`."""
         self._pump()
-        while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:
-            heappop(self._heap)
         if self._control_deadline is None:
             self._control_deadline = self._control.next_deadline()
-        times = [self._control_deadline]
-        if self._heap:
-            times.append(self._heap[0][0])
-        if self._fetch is not None:
-            times.append(self._fetch.due)
-        return min(times)
+        others = (self._deadlines.next(), self.services.next_deadline())
+        return min([self._control_deadline, *(when for when in others if when is not None)])
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
         self._now = now
         self.control.handle_timeout(now)
-        if self._fetch is not None and self._fetch.due <= now:
-            self._ask_blocklist(now)
-        due: list[AnyPeer] = []
-        while self._heap and self._heap[0][0] <= now:
-            when, _, peer = heappop(self._heap)
-            if self._deadlines.get(peer) == when:
-                del self._deadlines[peer]
-                due.append(peer)
-        for peer in due:
+        self.services.handle_timeout(now)
+        for peer in self._deadlines.take(now):
             peer.handle_timeout(now)
             self._touched.pop(peer, None)
-            self._arm(peer, now)
+            self._deadlines.set(peer, peer.deadline(now))
         self._pump()
 
     def poll_transmit(self) -> Transmit | None:
@@ -345,30 +334,8 @@ class Mesh:
             peer = next(iter(self._touched))
             del self._touched[peer]
             peer.pump(now)
-            self._arm(peer, now)
+            self._deadlines.set(peer, peer.deadline(now))
         raise RuntimeError("peers touch each other without end")
-
-    def _arm(self, peer: AnyPeer, now: float) -> None:
-        deadline = peer.deadline(now)
-        if deadline is None:
-            self._deadlines.pop(peer, None)
-        elif self._deadlines.get(peer) != deadline:
-            self._deadlines[peer] = deadline
-            self._serial += 1
-            heappush(self._heap, (deadline, self._serial, peer))
-            if len(self._heap) > 64 + 8 * len(self._deadlines):
-                self._heap = [item for item in self._heap if self._deadlines.get(item[2]) == item[0]]
-                self._heap.sort()
-
-    def all_dropped(self) -> Counter[str]:
-        """Return what the core dropped and why, the data path's counters not included."""
-        control = self.control
-        parts = [self.dropped, self.device.dropped, control.dropped, control.node.dropped]
-        parts += [control.directory.dropped, *(client.dropped for client in control.clients.values())]
-        total: Counter[str] = Counter()
-        for part in parts:
-            total.update(part)
-        return total
 
     # --- What survives a restart ------------------------------------------------------------------------
 
@@ -406,7 +373,7 @@ class Mesh:
     def member_added(self, member: Member, now: float) -> None:
         """Make a peer of a new member."""
         leads = self.settings.certificate.node_id < member.node_id
-        peer = MeshPeer(member, self, self._random, leads=leads, now=now)
+        peer = MeshPeer(member, self.services, self._random, leads=leads, now=now)
         self.members[member.node_id] = peer
         self._owners[peer.link] = peer
         for network in member.certificate.allowed_ips:
@@ -436,7 +403,7 @@ class Mesh:
         self.allowed.remove_value(peer.link)
         del self._owners[peer.link]
         self._touched.pop(peer, None)
-        self._deadlines.pop(peer, None)
+        self._deadlines.set(peer, None)
         self.dropped["peer-removed-queue"] += len(peer.link.take_queue())
         self.emit(RoutesChanged())
         self.emit(StateToPersist())
@@ -470,14 +437,14 @@ class Mesh:
         """Let a peer note that it was heard from an address: a second observer of that address."""
         peer = self.members.get(member.node_id)
         if peer is not None and isinstance(source, UdpEndpoint):
-            self.budget.confirm(source)
+            self.services.budget.confirm(source)
             peer.pinged(source, now)
 
     def ponged(self, member: Member, endpoint: UdpEndpoint, now: float) -> None:
         """Let a peer note that an endpoint answered."""
         peer = self.members.get(member.node_id)
         if peer is not None:
-            self.budget.confirm(endpoint)
+            self.services.budget.confirm(endpoint)
             peer.ponged(endpoint, now)
 
     def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
@@ -504,96 +471,13 @@ class Mesh:
             self._queued.add(type(event))
         self._events.append(event)
 
-    # --- What peers need (Port) -------------------------------------------------------------------------
-
-    def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
-        """Queue a datagram."""
-        self._control.transmit(endpoint, datagram, ttl)
-
-    def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
-        """Pay for a packet to an endpoint that has not agreed."""
-        reason = self.budget.take(endpoint, now, single_observer=peer.offers.single_observer(endpoint))
-        if reason is not None:
-            self.dropped[reason] += 1
-        return reason is None
-
-    def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
-        """Send a sealed ping, if it can be paid for."""
-        path = peer.paths.get(shot.endpoint)
-        if (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
-            self.control.ping(peer.member, shot.endpoint, shot.attempt, shot.ttl, now)
-
-    def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
-        """Call a peer through every rendezvous that both know."""
-        waiting = None if peer.session is None else peer.session.initiation
-        return self.control.call(peer.member, attempt, peer.relay_rtt(), waiting or b"", now)
-
-    def rebind(self, peer: MeshPeer, now: float) -> None:
-        """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
-        self.control.probe_mappings(now)
-        for path in peer.paths.relays():
-            if isinstance(path.endpoint, RelayEndpoint):
-                self.control.bind(path.endpoint, now)
-
-    def statement(self, now: float) -> bytes:
-        """Return the plaintext that tells a peer our newest record."""
-        return inner.Statement(self.control.own_record(now), self.settings.certificate.encode()).encode()
-
-    def new_session(self, peer: MeshPeer, now: float) -> Session | None:
-        """Make a peer's session."""
-        try:
-            return Session(self.device, peer.member.certificate.x25519, now=now, mesh=True, owner=peer)
-        except NoiseError:
-            self.dropped["weak-key"] += 1
-            return None
-
-    def new_hello(self, keypair: Keypair, now: float) -> HelloExchange:
-        """Begin the hello of a keypair."""
-        settings = self.settings
-        return HelloExchange(keypair, settings.aeads, gso_bits(settings.gso), settings.largest_chunk, now)
+    # --- What services need -----------------------------------------------------------------------------
 
     def blocklist_wanted(self, node_id: bytes, now: float) -> None:
         """Ask a member for its newer blocklist, inside the session if there is one."""
         peer = self.members.get(node_id)
-        if self._fetch is None and peer is not None and peer.up(now):
-            self._fetch = PeerFetch(node_id, self.control.directory.blocklist.serial, now)
-            self._ask_blocklist(now)
-
-    def _ask_blocklist(self, now: float) -> None:
-        fetch = self._fetch
-        peer = None if fetch is None else self.members.get(fetch.node_id)
-        ask = None if fetch is None or peer is None or not peer.up(now) else fetch.ask(now)
-        if ask is None or peer is None:
-            self._fetch = None
-        else:
-            peer.talk.say(ask.encode(), now)
-            self.touch(peer)
-
-    def blocklist_part(self, ask: inner.BlocklistAsk) -> inner.BlocklistPart | None:
-        """Return a part of the blocklist that we hold."""
-        return part_of(self.control.directory.blocklist, ask)
-
-    def blocklist_arrived(self, peer: MeshPeer, part: inner.BlocklistPart, now: float) -> None:
-        """Take a part of a blocklist that we asked the peer for."""
-        if self._fetch is None or self._fetch.node_id != peer.node_id:
-            self.dropped["unasked-blocklist"] += 1
-            return
-        encoded = self._fetch.take(part, now)
-        if encoded is not None:
-            self._fetch = None
-            self.control.offer_blocklist(encoded, now)
-        elif self._fetch.due <= now:
-            self._ask_blocklist(now)
-
-    def usable(self, endpoint: Endpoint) -> bool:
-        """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
-        if isinstance(endpoint, RelayEndpoint):
-            return self._control.relay_server(endpoint.server)
-        if (6 if ":" in endpoint.host else 4) not in self.settings.families:
-            return False
-        if endpoint.host in self._own_hosts and endpoint.port == self.settings.port:
-            return False
-        return refused_candidate(endpoint.host, self.settings.mesh_prefixes) is None
+        if peer is not None:
+            self.services.fetch_blocklist(peer, now)
 
     def touch(self, peer: AnyPeer) -> None:
         """Pump this peer soon."""

@@ -92,6 +92,10 @@ class Paths:
         relays = [path for path in self._table.values() if path.relay]
         return sorted(relays, key=lambda path: (path.state is State.LOST, -(path.last_heard or 0.0)))
 
+    def relay_rtt(self) -> float:
+        """Return the smoothed RTT through the best relay in seconds, 0 where none was measured."""
+        return next((path.rtt.smoothed for path in self.relays() if path.rtt.smoothed is not None), 0.0)
+
     def directs(self) -> list[Path]:
         """Return the paths that need nobody."""
         return [path for path in self._table.values() if not path.relay]

@@ -106,10 +106,6 @@ class MeshPeer:
             return None
         return current
 
-    def relay_rtt(self) -> float:
-        """Return the smoothed RTT through the best relay in seconds, 0 where none was measured."""
-        return next((path.rtt.smoothed for path in self.paths.relays() if path.rtt.smoothed is not None), 0.0)
-
     # --- Opening and closing ----------------------------------------------------------------------------
 
     def want(self, now: float) -> None:
@@ -208,11 +204,9 @@ class MeshPeer:
             return
         if not self.active or not fresh:
             return
-        current = self.paths.current
-        if current is not None and isinstance(current.endpoint, UdpEndpoint):
-            left = current.endpoint in old.record.endpoints and current.endpoint not in self.offers
-            if left:
-                self.paths.doubt(now)
+        used = None if self.paths.current is None else self.paths.current.endpoint
+        if used in old.record.endpoints and used not in self.offers:
+            self.paths.doubt(now)
         for endpoint in fresh:
             self.punch.add(endpoint, now)
         self._port.touch(self)
@@ -296,8 +290,7 @@ class MeshPeer:
         path = self._path(source, now)
         if path is not None:
             path.heard(now)
-            if response and not path.relay:
-                path.consented = True
+            path.consented |= response and not path.relay
         self._port.touch(self)
 
     def roamed(self, source: Endpoint, now: float) -> None:
@@ -370,13 +363,6 @@ class MeshPeer:
             self._port.touch(self)
         self.last_data = now
 
-    def ping(self, number: int, now: float) -> None:
-        """Probe the way that data takes, for a person; opens the session first where there is none."""
-        self.talk.pings.ask(number, now)
-        if not self.up(now) or not self.link.endpoints:
-            self.want(now)
-        self._port.touch(self)
-
     # --- The pump ---------------------------------------------------------------------------------------
 
     def handle_timeout(self, now: float) -> None:
@@ -440,10 +426,9 @@ class MeshPeer:
                     self._on_up(event, now)
                 case KeypairRotated():
                     self.talk.begin(event.keypair, now, state=False)
-                case SessionExpired():
-                    self._port.emit(SessionChanged(self.name, "expired"))
-                case HandshakeFailed():
-                    self._port.emit(SessionChanged(self.name, "failed"))
+                case SessionExpired() | HandshakeFailed():
+                    ended = "expired" if isinstance(event, SessionExpired) else "failed"
+                    self._port.emit(SessionChanged(self.name, ended))
 
     def _on_up(self, event: SessionUp, now: float) -> None:
         self.up_at = now
@@ -466,7 +451,9 @@ class MeshPeer:
             self.punch.reset()
             return
         self._port.call(self, call.attempt, now)
-        self.punch.synchronise(self.offers.candidates(), call.attempt, self.relay_rtt(), now, called=False)
+        self.punch.synchronise(
+            self.offers.candidates(), call.attempt, self.paths.relay_rtt(), now, called=False
+        )
         for shot in self.punch.take(now):
             self._port.send_ping(self, shot, now)
 

@@ -89,6 +89,13 @@ class Talk:
             self._statements = [when for when in self._statements if when > now]
             self.say(self._port.statement(now), now)
 
+    def ping(self, number: int, now: float) -> None:
+        """Probe the way that data takes, for a person; opens the session first where there is none."""
+        self.pings.ask(number, now)
+        if not self._peer.up(now) or not self._peer.link.endpoints:
+            self._peer.want(now)
+        self._port.touch(self._peer)
+
     def pump_pings(self, now: float) -> None:
         """Send the pings that people wait for, once there is a way; report their results."""
         endpoints = self._peer.link.endpoints if self._peer.up(now) else ()
