@@ -337,6 +337,16 @@ class Mesh:
             self._deadlines.set(peer, peer.deadline(now))
         raise RuntimeError("peers touch each other without end")
 
+    def all_dropped(self) -> Counter[str]:
+        """Return what the core dropped and why, the data path's counters not included."""
+        control = self._control
+        parts = [self.dropped, self.device.dropped, control.dropped, control.node.dropped]
+        parts += [control.directory.dropped, *(client.dropped for client in control.clients.values())]
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(part)
+        return total
+
     # --- What survives a restart ------------------------------------------------------------------------
 
     def export_active(self, now: float) -> list[tuple[bytes, UdpEndpoint | None]]:
