@@ -437,6 +437,12 @@ class Mesh:
         if peer is not None:
             peer.learn_relay(relay, now, heard=False)
 
+    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
+        """Let the peer behind a channel hear from us, now that it leads to us again."""
+        for peer in self.members.values():
+            if peer.paths.get(relay) is not None:
+                peer.relay_bound(relay, now)
+
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Forget a channel that its rendezvous does not know."""
         for peer in self.members.values():
