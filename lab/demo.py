@@ -323,8 +323,10 @@ class Demo:
 
 
 def registered(member: Member) -> bool:
-    """Tell whether a daemon has a rendezvous that knows it."""
+    """Tell whether a daemon has a rendezvous that knows it; `LabError` where it refuses to answer."""
     status = member.ask("status")
+    if "error" in status:
+        raise LabError(f"the daemon on {member.name} does not answer `status`: {status['error']}")
     return any(server.get("state") == "registered" for server in status.get("rendezvous", ()))
 
 
