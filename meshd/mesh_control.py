@@ -56,6 +56,9 @@ class ControlHost(Protocol):
     def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
         """Take the channel that a call got."""
 
+    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
+        """Take the news that a channel leads to us again, where we are now."""
+
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Take the news that a rendezvous does not know this channel of ours."""
 
@@ -377,6 +380,8 @@ class ControlPlane:
                         self._say(now)
                 case ce.BlocklistArrived():
                     self.directory.offer_blocklist(event.encoded, now)
+                case ce.Bound():
+                    self._host.relay_bound(RelayEndpoint(client.endpoint, event.channel), now)
                 case ce.RequestFailed():
                     self._on_request_failed(client, event, now)
                 case ce.StateChanged():

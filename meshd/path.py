@@ -228,6 +228,11 @@ class Path:
             self.search.restart(now)
             self._next = now
 
+    def nudge(self, now: float) -> None:
+        """Probe at once: there is reason to believe that the path works again."""
+        if self._next is not None:
+            self._next = now
+
     def too_big(self, now: float) -> None:
         """Take the kernel's word (EMSGSIZE) that the size does not pass any more."""
         self.search.restart(now)

@@ -150,6 +150,14 @@ class MeshPeer:
                 self.paths.remove(path.endpoint)
                 self._port.touch(self)
 
+    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
+        """Prove a channel again that leads to us again, and let the peer know what changed here."""
+        path = self.paths.get(relay)
+        if path is not None and path.state is State.SUSPECT:
+            path.nudge(now)
+            self.talk.state(now, firmly=True)
+            self._port.touch(self)
+
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Forget a channel, and ask for another one while there is traffic."""
         self.paths.remove(relay)
