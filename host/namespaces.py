@@ -180,7 +180,9 @@ class Namespace:
     def __enter__(self) -> Namespace:
         before = _open_current()
         try:
-            setns(self._descriptor)
+            # Where we are already costs no move, which would want CAP_SYS_ADMIN: our service has not.
+            if not os.path.sameopenfile(before, self._descriptor):
+                setns(self._descriptor)
         except BaseException:
             os.close(before)
             raise
@@ -193,7 +195,12 @@ class Namespace:
     ) -> None:
         before = _entered.stack.pop()
         try:
-            setns(before)
+            now = _open_current()
+            try:
+                if not os.path.sameopenfile(before, now):
+                    setns(before)
+            finally:
+                os.close(now)
         finally:
             os.close(before)
 
