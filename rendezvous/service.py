@@ -109,12 +109,13 @@ class Service:
         """
         runs: list[Run] = []
         total = len(train)
+        step = segment or total or 1  # an empty datagram has no length to go by
         start = 0
-        for at in range(0, total, segment or total):
+        for at in range(0, total or 1, step):
             if train[at : at + 2] != RELAY_MAGIC:
                 if start < at:
                     runs += self._route(train, start, at, segment, source, now)
-                start = min(total, at + (segment or total))
+                start = min(total, at + step)
                 self.receive(bytes(train[at:start]), source, local, now)
         if start < total:
             runs += self._route(train, start, total, segment, source, now)
