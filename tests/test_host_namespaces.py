@@ -124,6 +124,7 @@ def test_where_we_are_is_entered_without_the_right_to_move() -> None:
     program = (
         "from crossedge.host.namespaces import Namespace\n"
         "with Namespace.current() as here, here:\n"
+        "    here.enter()\n"
         "    print('in')\n"
     )
     # What the service unit leaves its daemon.
