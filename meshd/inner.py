@@ -25,7 +25,7 @@ are big-endian. Each message starts with
         +--------------------------+---- ... ----+
         | sent u64                 | zeros       |
         +--------------------------+---- ... ----+
-        flag 1: answer with as many bytes as this has
+        flag 1: answer with as many bytes as this has. The datagram has no fewer bytes than a reply
     3 ProbeReply number: the probe's id
         8                          16                         24                         32       34
         +--------------------------+--------------------------+--------------------------+--------+---- ...
@@ -81,8 +81,8 @@ _BLOCKLIST_PART = struct.Struct(">QI")
 _NANO = 1_000_000_000
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 
-PROBE_MIN: Final = _HEADER.size + _PROBE.size + TRANSPORT_OVERHEAD  # bytes of the smallest probe's datagram
-REPLY_MIN: Final = _HEADER.size + _REPLY.size + TRANSPORT_OVERHEAD
+REPLY_MIN: Final = _HEADER.size + _REPLY.size + TRANSPORT_OVERHEAD  # bytes of the smallest reply's datagram
+PROBE_MIN: Final = REPLY_MIN  # a shorter probe would be answered by more than it has, so it is not answered
 
 
 class Aeads(IntFlag):
@@ -229,6 +229,8 @@ def decode(plaintext: bytes) -> Inner:
     flag = bool(flags & FLAG)
     if kind == PROBE:
         _need(body, _PROBE)
+        if len(plaintext) + TRANSPORT_OVERHEAD < PROBE_MIN:
+            raise WireError("short-probe")
         (sent,) = _PROBE.unpack_from(plaintext, _HEADER.size)
         return Probe(number, sent / _NANO, len(plaintext) + TRANSPORT_OVERHEAD, flag)
     if kind == PROBE_REPLY:

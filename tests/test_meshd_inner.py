@@ -34,8 +34,8 @@ GOLDEN: list[tuple[Inner, str]] = [
         Hello(1, True, False, Aeads.CHACHA20_POLY1305, Gso(0), 1472),
         "0101001000000001" + "01020000" + "000005c0",
     ),
-    (Probe(7, 1.5), "0200001000000007" + "0000000059682f00"),
-    (Probe(8, 0.0, size=56, full_reply=True), "0201001800000008" + "00" * 16),
+    (Probe(7, 1.5), "0200002200000007" + "0000000059682f00" + "00" * 18),
+    (Probe(8, 0.0, size=72, full_reply=True), "0201002800000008" + "00" * 32),
     (
         ProbeReply(7, 1.5, 2.0, 2.25, 1232),
         "0300002200000007" + "0000000059682f00" + "0000000077359400" + "00000000861c4680" + "04d0",
@@ -68,6 +68,10 @@ def test_probe_of_a_size_makes_a_datagram_of_that_size(size: int) -> None:
     assert decode(Probe(1, 0.0, size=size).encode()) == Probe(1, 0.0, size=size)
 
 
+def test_probe_is_never_answered_by_more_than_it_has() -> None:
+    assert PROBE_MIN >= REPLY_MIN
+
+
 def test_probe_reply_is_never_smaller_than_its_fields() -> None:
     assert len(ProbeReply(1, 0.0, 0.0, 0.0, 48, size=10).encode()) + 32 == REPLY_MIN
 
@@ -84,6 +88,7 @@ def test_packets_and_keepalives_are_not_in_session_messages() -> None:
     [
         ("02", "truncated"),
         ("0200001000000007", "bad-length"),
+        ("0200001000000007" + "00" * 8, "short-probe"),
         ("020000080000000700000000", "truncated"),
         ("0200000000000007" + "00" * 8, "bad-length"),
         ("0500000800000000", "unknown-type"),
