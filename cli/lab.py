@@ -52,12 +52,13 @@ def up(topology: str | None, directory: Path, background: bool, seed: int, show:
     if launch.inside():
         launch.settle([node.name for node in plan.node])
         with Network(plan, seed) as network:
+            holder = supervisor.Supervisor(network, supervisor.inherited_listener())
             nodes = ", ".join(network.nodes)
             click.echo(f"lab {plan.name} is up: {nodes}")
             click.echo("crossedge lab exec NODE -- COMMAND runs in it; Ctrl-C or crossedge lab down ends it")
             sys.stdout.flush()
             try:
-                supervisor.Supervisor(network, supervisor.inherited_listener()).serve()
+                holder.serve()
             except KeyboardInterrupt:
                 click.echo("")
         return
