@@ -20,6 +20,7 @@ from crossedge.meshd.packet import (
     is_unicast,
     may_fragment,
     outline,
+    source_routed,
     transport_header,
 )
 from crossedge.wire.errors import WireError
@@ -88,6 +89,51 @@ def test_extension_headers_are_not_followed_for_ever_or_too_far() -> None:
     assert dissect(ip(A6, B6, 60, b"\x11")).protocol == UNKNOWN
 
 
+def with_options(options: bytes) -> bytes:
+    packet = bytearray(udp(b"data"))
+    packet[20:20] = options
+    packet[0] = 0x45 + len(options) // 4
+    return bytes(packet)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (b"", False),
+        (bytes(4), False),
+        (b"\1\1\1\1", False),
+        (b"\x94\4\0\0", False),  # router alert
+        (b"\x83\7\4\x0a\0\0\1\0", True),
+        (b"\x89\7\4\x0a\0\0\1\0", True),
+        (b"\1\x94\4\0\0\x83\7\4\x0a\0\0\1", True),
+        (b"\0\x83\7\4", False),  # behind the end
+        (b"\x94\0\x83\7", False),
+        (b"\1\1\1\x94", False),
+    ],
+)
+def test_source_routes_of_ipv4(options: bytes, expected: bool) -> None:
+    assert source_routed(with_options(options)) is expected
+
+
+@pytest.mark.parametrize(
+    ("first", "chain", "expected"),
+    [
+        (17, b"", False),
+        (50, b"whatever", False),
+        (43, bytes([17, 0, 0, 0, 0, 0, 0, 0]), False),  # no segments left
+        (43, bytes([17, 0, 4, 1, 0, 0, 0, 0]), True),
+        (0, bytes([43, 0] + [0] * 6) + bytes([17, 0, 0, 2, 0, 0, 0, 0]), True),
+        (60, bytes([60, 1] + [0] * 14) + bytes([43, 0] + [0] * 6) + bytes([17, 0, 9, 255, 0, 0, 0, 0]), True),
+        (44, bytes([43, 0, 0, 1, 0, 0, 0, 0]) + bytes([17, 0, 0, 1, 0, 0, 0, 0]), True),
+        (44, bytes([43, 0, 0, 9, 0, 0, 0, 0]) + bytes([17, 0, 0, 1, 0, 0, 0, 0]), False),  # a later fragment
+        (43, b"\x11\0\0", True),  # cut off
+        (0, bytes(8) * 9, True),  # too many to follow
+    ],
+)
+def test_routing_headers_of_ipv6(first: int, chain: bytes, expected: bool) -> None:
+    assert source_routed(ip(A6, B6, first, chain)) is expected
+
+
 def test_fragments_are_told() -> None:
     fragment = ip(A6, B6, 44, bytes([17, 0, 0, 1]) + bytes(20))
     assert dissect(fragment).fragment
@@ -109,6 +155,7 @@ def test_any_bytes_raise_wire_error_at_most(data: bytes, first: bytes) -> None:
         place = checksum_place(packet, layout)
         assert place + 2 <= len(packet)
         assert transport_header(packet, layout) <= len(packet)
+        source_routed(packet)
         dissect(packet)
 
 
