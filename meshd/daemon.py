@@ -1,7 +1,7 @@
 """The daemon: opens what it needs, joins it, keeps it going, and ends without disturbing the pods.
 
 Start: sockets and TUN (inherited ones first, so that NAT mappings live on), host state, core, control socket.
-Stop: the interface, its routes and rules stay, so pods keep what they have; `remove_traces` takes them away.
+Stop: the interface, its routes and rules stay, so pods keep what they have; see `hostplan.remove_traces`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,16 +20,15 @@ from typing import Any, Final
 from crossedge.host import descriptors
 from crossedge.host.clock import boottime, realtime_offset, synchronised
 from crossedge.host.cpu import has_aes
-from crossedge.host.interfaces import default_route_mtu, host_addresses
+from crossedge.host.interfaces import default_route_mtu, default_routes, host_addresses
 from crossedge.host.monitor import Event, Monitor
-from crossedge.host.routes import Route
 from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.answers import Answers
 from crossedge.meshd.config import MeshdConfig, StaticPeer
 from crossedge.meshd.control import ControlServer
-from crossedge.meshd.desired import MARK, Desired, InboundRule, PeerRoute
+from crossedge.meshd.desired import MARK
 from crossedge.meshd.engine import Engine, Own
 from crossedge.meshd.events import (
     BlocklistToPersist,
@@ -42,31 +41,33 @@ from crossedge.meshd.events import (
     SessionChanged,
     StateToPersist,
 )
+from crossedge.meshd.hostplan import HOST_RECORD, plan, tun_offloads_off
 from crossedge.meshd.hoststate import HostState
 from crossedge.meshd.identity import Identity, under
 from crossedge.meshd.inner import Aeads
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.netcheck import EXTRA_SOCKETS
+from crossedge.meshd.netwatch import Found, NetworkWatch
 from crossedge.meshd.resolve import FAMILIES, keep_resolved, resolve, split
 from crossedge.meshd.sequence import Sequence
 from crossedge.meshd.settings import MeshSettings
-from crossedge.meshd.snapshots import MeshRoute
 from crossedge.meshd.state import StateStore
 from crossedge.meshd.staticpeer import StaticPeerSettings
 from crossedge.meshd.virtio import Offloads
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire.blocklist import Blocklist
-from crossedge.wire.endpoint import Endpoint, Network, UdpEndpoint
+from crossedge.wire.endpoint import Endpoint, UdpEndpoint
 from crossedge.wire.errors import ConfigError, WireError
 
 SOCKET_NAME: Final = "meshd.sock"
-SYSCTL_RECORD: Final = "meshd.sysctls"
 CLOCK_INTERVAL: Final = 5.0  # seconds between looks at the system clock
 PERSIST_INTERVAL: Final = 60.0  # seconds between writes of what changes all the time
 PERSIST_DELAY: Final = 1.0  # seconds between a change worth keeping and its write
 NETWORK_DELAY: Final = 0.1  # seconds between a network event and the look at the addresses
+NETWORK_AGAIN: Final = 1.0  # seconds between looks while the kernel refuses to answer
 NETCHECK_DELAY: Final = 1.0  # seconds between a change of the network and the check of its NAT
+NETCHECK_AGAIN: Final = 30.0  # seconds between checks that nobody answers
 STATIC_RESOLVE: Final = 3.0  # seconds that the start waits for names of stock peers
 UNDERLAY_MTU: Final = 1500  # bytes, where there is no default route to ask
 
@@ -89,8 +90,11 @@ class Daemon:
         self._network_timer: asyncio.TimerHandle | None = None
         self._persist_timer: asyncio.TimerHandle | None = None
         self._netcheck_timer: asyncio.TimerHandle | None = None
-        self._moved = False
+        self._watch = NetworkWatch(config.tun.name)
+        self._checked = float("-inf")
         self._routes_due = False
+        self._unwritten = ""
+        self._failed = False
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -110,6 +114,8 @@ class Daemon:
             await self._stopped.wait()
             descriptors.stopping()
             log.info("stopping; pods keep their routes")
+        if self._failed:
+            raise SystemExit(1)
 
     # --- Start ------------------------------------------------------------------------------------------
 
@@ -127,14 +133,17 @@ class Daemon:
         self._port = next(iter(sockets.values())).port
         self._sockets = sockets
         self._host = HostState(
-            _plan(config, self._identity, self._port, ()),
-            record=self._run / SYSCTL_RECORD,
+            plan(config, self._identity, self._port, ()),
+            record=self._run / HOST_RECORD,
             tun_descriptor=_first(given, "tun"),
-            disable=_tun_offloads_off(config),
+            disable=tun_offloads_off(config),
             on_tun=self._replace_tun,
         )
         stack.callback(self._host.close)
-        self._run.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(self._run, "run", f"a directory that can be made; {error.strerror}") from error
         try:
             tun = self._host.start(loop)
         except ValueError as error:
@@ -146,7 +155,7 @@ class Daemon:
         now = boottime()
         self._clock = Wallclock(max(self._store.known_time, float(certificate.not_before)), now)
         self._clock.set(realtime_offset(), synchronised())
-        numbers = self._numbers = Sequence(self._store.sequence, self._clock.issuing, self._store.reserve)
+        numbers = self._numbers = Sequence(self._store.sequence, self._clock.issuing, self._reserve)
         allowed: AllowedIPs[Link] = AllowedIPs()
         settings = await self._settings(tun)
         self._mesh = Mesh(settings, allowed, self._clock, numbers, os.urandom, now)
@@ -177,7 +186,13 @@ class Daemon:
         self._spawn(self._keep_persisting())
         self._answers = Answers(self._engine, self._host, self.check_nat, self._identity)
         control = ControlServer(self._answers.handlers())
-        await control.start(self._run / SOCKET_NAME)
+        path = self._run / SOCKET_NAME
+        try:
+            await control.start(path)
+        except OSError as error:
+            raise ConfigError(
+                path, "run", f"to be able to listen there; {error.strerror or error}"
+            ) from error
         stack.push_async_callback(control.stop)
 
     def _open_sockets(self, given: Mapping[str, list[int]]) -> dict[int, UdpSocket]:
@@ -283,11 +298,12 @@ class Daemon:
 
     def _apply_routes(self) -> None:
         self._routes_due = False
-        self._host.apply(_plan(self._config, self._identity, self._port, self._mesh.routes()))
+        self._host.apply(plan(self._config, self._identity, self._port, self._mesh.routes()))
 
     def _replace_tun(self, tun: Tun) -> None:
         log.warning("%s was deleted by somebody; it is made anew", tun.name)
         self._engine.replace_tun(tun)
+        descriptors.unstore("tun")  # or the next start is given the dead one, too, and first
         descriptors.store("tun", tun.descriptor)
 
     def _underlay_mtu(self) -> int:
@@ -295,15 +311,20 @@ class Daemon:
         return min((mtu for mtu in found if mtu), default=UNDERLAY_MTU)
 
     def _on_network(self, event: Event) -> None:
-        if isinstance(event.item, Route) and not event.item.destination.prefixlen:
-            self._moved = True
+        if self._watch.concerns(event):
+            self._look_soon(NETWORK_DELAY)
+
+    def _look_soon(self, delay: float) -> None:
         if self._network_timer is None:
-            loop = asyncio.get_running_loop()
-            self._network_timer = loop.call_later(NETWORK_DELAY, self._network_settled)
+            self._network_timer = asyncio.get_running_loop().call_later(delay, self._network_settled)
 
     def _network_settled(self) -> None:
         self._network_timer = None
-        self._look_at_network()
+        try:
+            self._look_at_network()
+        except OSError as error:
+            log.warning("cannot look at the host's network: %s; trying again", error)
+            self._look_soon(NETWORK_AGAIN)
         self._engine.settle()
 
     def _look_at_network(self) -> None:
@@ -311,11 +332,13 @@ class Daemon:
         found = [each.address for each in host_addresses({tun}) if each.address.version in self._families]
         mesh = self._identity.bundle.supernets
         # An address of a bridge for our pods is no way to us.
-        outside = [str(address) for address in found if not any(address in network for network in mesh)]
-        moved, self._moved = self._moved, False
+        outside = tuple(str(address) for address in found if not any(address in network for network in mesh))
+        ways = tuple(default_routes())
         self._mesh.set_underlay_mtu(self._underlay_mtu(), boottime())
-        self._mesh.set_host_addresses(outside, boottime(), moved=moved)
-        self._check_nat_soon()
+        change = self._watch.look(Found(outside, ways))
+        if change.news:
+            self._mesh.set_host_addresses(outside, boottime(), moved=change.moved)
+            self._check_nat_soon()
 
     def _found(self, key: bytes, endpoint: UdpEndpoint) -> None:
         self._mesh.set_rendezvous(key, endpoint, boottime())
@@ -337,6 +360,7 @@ class Daemon:
         """Begin a network check, unless one is running."""
         if self._mesh.netcheck_running:
             return
+        self._checked = boottime()
         version = 4 if 4 in self._families else 6
         extra: list[UdpSocket] = []
         with contextlib.suppress(OSError):
@@ -357,7 +381,8 @@ class Daemon:
                     loop = asyncio.get_running_loop()
                     self._persist_timer = loop.call_later(PERSIST_DELAY, self._persist_now)
             case BlocklistToPersist(blocklist=blocklist):
-                self._store.save_blocklist(blocklist.encode())
+                with self._writing():
+                    self._store.save_blocklist(blocklist.encode())
             case PingResult():
                 self._answers.ping_result(event)
             case PathChanged(peer=peer, old=old, new=new, reason=reason):
@@ -374,14 +399,34 @@ class Daemon:
             self._persist_timer.cancel()
             self._persist_timer = None
         now = boottime()
-        try:
-            self._store.save_members(self._mesh.control.directory.export(), self._mesh.export_active(now))
-            self._store.save_time(self._clock.known(now))
-            if (bound := self._numbers.due(now)) is not None:
+        if (bound := self._numbers.due(now)) is not None:
+            with self._writing():
                 self._store.reserve(bound)
                 self._numbers.reserved(bound)
+        with self._writing():
+            self._store.save_time(self._clock.known(now))
+        with self._writing():
+            self._store.save_members(self._mesh.control.directory.export(), self._mesh.export_active(now))
+
+    def _reserve(self, bound: int) -> None:
+        """Make a bound of sequence numbers durable; without a disk that takes it the mesh goes on.
+
+        The next start then has the clock alone to stay above the numbers of this life.
+        """
+        with self._writing():
+            self._store.reserve(bound)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what cannot be written, once until something can be again; nothing here is worth an end."""
+        try:
+            yield
         except OSError as error:
-            log.error("state cannot be written: %s", error)
+            if str(error) != self._unwritten:
+                log.error("state cannot be written: %s", error)
+            self._unwritten = str(error)
+        else:
+            self._unwritten = ""
 
     async def _keep_persisting(self) -> None:
         while True:
@@ -392,11 +437,21 @@ class Daemon:
         while True:
             await asyncio.sleep(CLOCK_INTERVAL)
             self._clock.set(realtime_offset(), synchronised())
+            report = self._mesh.control.report
+            if (report is None or not report.observations) and boottime() - self._checked >= NETCHECK_AGAIN:
+                self.check_nat()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.critical("a part of the daemon failed; it ends, to be started again", exc_info=fault)
+            self._failed = True
+            self._stopped.set()
 
     async def _end_tasks(self) -> None:
         tasks = list(self._tasks)
@@ -415,51 +470,3 @@ def _first(given: Mapping[str, list[int]], name: str) -> int | None:
 
 def _shown(endpoints: tuple[Endpoint, ...]) -> str:
     return " and ".join(str(endpoint) for endpoint in endpoints) or "nothing"
-
-
-def _tun_offloads_off(config: MeshdConfig) -> frozenset[str]:
-    """Return the names that `open_tun` knows for the TUN offloads which the configuration switches off."""
-    families = {"tso": ("tso4", "tso6"), "uso": ("uso4", "uso6")}
-    return frozenset(name for key in config.disable_offloads for name in families.get(key, ()))
-
-
-def _plan(config: MeshdConfig, identity: Identity, port: int, routes: Iterable[MeshRoute]) -> Desired:
-    """Return what the host should look like with these routes to peers."""
-    certificate = identity.bundle.certificate
-    rules = tuple(
-        InboundRule(rule.group, rule.to, rule.protocol, InboundRule.ranges(rule.ports))
-        for rule in config.inbound
-    )
-    members: dict[str, set[Network]] = {rule.group: set() for rule in rules}
-    peers: set[PeerRoute] = set()
-    stock: set[PeerRoute] = set()
-    for route in routes:
-        (stock if route.stock else peers).add(PeerRoute(route.prefix, route.mtu))
-        for group in members.keys() & set(route.groups):
-            members[group].add(route.prefix)
-    return Desired(
-        tun=config.tun.name,
-        mtu=config.tun.mtu,
-        port=port,
-        overlay=tuple(each for each in (certificate.overlay4, certificate.overlay6) if each is not None),
-        pods=certificate.prefixes,
-        mesh=identity.bundle.supernets,
-        peers=frozenset(peers),
-        stock=frozenset(stock),
-        inbound=rules,
-        members={group: frozenset(prefixes) for group, prefixes in members.items()},
-    )
-
-
-def remove_traces(config: MeshdConfig, identity: Identity, root: Path) -> list[str]:
-    """Remove what a daemon left on the host and return what went.
-
-    Raises:
-        OSError: something of it could not be removed; all that could be is.
-    """
-    record = under(root, config.run) / SYSCTL_RECORD
-    state = HostState(_plan(config, identity, config.listen.port, ()), record=record)
-    try:
-        return state.cleanup()
-    finally:
-        state.close()

@@ -30,6 +30,7 @@ from crossedge.meshd.virtio import Offloads
 from crossedge.wire.endpoint import Endpoint, Network, UdpEndpoint
 
 LONGEST_SLEEP: Final = 60.0  # seconds: the timer is set anew at least this often
+FAULT_PAUSE: Final = 0.5  # seconds until the core is called again after a fault
 EARLY: Final = 0.0005  # seconds that the timer may fire before its time, to spare setting it anew
 EXTRA_READS: Final = 64  # datagrams taken from a fresh socket of a network check in one wake-up
 EXTRA_SIZE: Final = 2048
@@ -87,7 +88,6 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
         self._due_at = 0.0
-        self._armed_for = 0.0
         self._extra: list[UdpSocket] = []
         self._tun = self._tun_shell(tun)
         self.udp = UdpShell(
@@ -201,8 +201,8 @@ class Engine:
     def _moved(self, link: Link, source: Endpoint) -> None:
         self.mesh.roamed(link, source, boottime())
 
-    def _too_big(self, endpoint: Endpoint, _: int) -> None:
-        self.mesh.datagram_too_big(endpoint, boottime())
+    def _too_big(self, endpoint: Endpoint, size: int) -> None:
+        self.mesh.datagram_too_big(endpoint, boottime(), size)
 
     def _blocked(self, yes: bool) -> None:
         self._tun.pause(yes)
@@ -211,6 +211,14 @@ class Engine:
 
     def settle(self) -> None:
         """Hand out what the core says and sends, then set the timer for when it wants to be called."""
+        try:
+            self._drain()
+        except Exception:  # a fault in handling one event must not leave the mesh without a timer
+            self._arm(FAULT_PAUSE)
+            raise
+        self._arm()
+
+    def _drain(self) -> None:
         mesh = self.mesh
         while True:
             while (event := mesh.poll_event()) is not None:
@@ -228,7 +236,6 @@ class Engine:
                 item = mesh.poll_transmit()
         if self._extra and not mesh.netcheck_running:
             self._close_extra()
-        self._arm()
 
     def _send_extra(self, opened: UdpSocket, datagram: bytes, destination: UdpEndpoint) -> None:
         try:
@@ -236,11 +243,12 @@ class Engine:
         except OSError:
             self.dropped["netcheck-send"] += 1
 
-    def _arm(self) -> None:
+    def _arm(self, pause: float = 0.0) -> None:
+        """Set the timer for the core's deadline, or, after a fault, for the end of a pause."""
         if self._loop is None:
             return
         now = boottime()
-        when = min(self.mesh.next_deadline(), now + LONGEST_SLEEP)
+        when = now + pause if pause else min(self.mesh.next_deadline(), now + LONGEST_SLEEP)
         if self._timer is not None:
             if self._due_at <= when < self._due_at + EARLY:
                 return
@@ -250,5 +258,9 @@ class Engine:
 
     def _due(self) -> None:
         self._timer = None
-        self.mesh.handle_timeout(boottime())
+        try:
+            self.mesh.handle_timeout(boottime())
+        except Exception:
+            self._arm(FAULT_PAUSE)
+            raise
         self.settle()

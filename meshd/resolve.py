@@ -29,7 +29,7 @@ async def resolve(host: str, port: int, families: Collection[int]) -> UdpEndpoin
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for what can be no name
         return None
     wanted = {FAMILIES[version] for version in families}
     for family, _, _, _, address in found:
