@@ -40,6 +40,7 @@ class _Done(NamedTuple):
     processes: tuple[int, ...] = ()
     differences: tuple[str, ...] = ()
     problems: tuple[Problem, ...] | None = None
+    made: bool = False
     counters: dict[str, int] | None = None
 
 
@@ -71,6 +72,8 @@ class FirewallState:
         self._strangers: set[int] = set()
         self._error = ""
         self._counters: dict[str, int] = {}
+        self.made = False
+        """Whether our table was not there when this was started."""
         self.problems: tuple[Problem, ...] = ()
         """Other tables that drop what is forwarded for our pods, when last looked at."""
 
@@ -83,7 +86,9 @@ class FirewallState:
             undo.callback(self._worker.shutdown)
             self._monitor = self._namespace.call(NftMonitor, self._on_event)
             undo.callback(self._monitor.close)
-            self._finish(self._worker.submit(_check, desired, self._cache).result(), start=True)
+            done = self._worker.submit(_check, desired, self._cache).result()
+            self.made = done.made
+            self._finish(done, start=True)
             undo.pop_all()
         self._loop = loop
         self._monitor.start(loop)
@@ -254,7 +259,7 @@ def _check(desired: Desired, cache: firewall.Cache) -> _Done:
     differences = tuple(wanted.differences(listed))
     if not differences:
         return _Done(desired, wanted, counters=counters(listed or []))
-    return _Done(desired, wanted, (nft.apply(wanted.script()),), differences)
+    return _Done(desired, wanted, (nft.apply(wanted.script()),), differences, made=listed is None)
 
 
 def _look(desired: Desired) -> _Done:

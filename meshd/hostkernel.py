@@ -44,6 +44,10 @@ class HostKernel:
         self.tun: Tun | None = None
         self.index = 0
         """Of the TUN."""
+        self.made_tun = False
+        """Whether there was no such link before this was opened."""
+        self.made_routing = False
+        """Whether there was no route and no rule of ours before this was opened."""
         self.routes: dict[RouteKey, Route] = {}
         """Those that are desired."""
 
@@ -53,6 +57,10 @@ class HostKernel:
         A descriptor whose device was deleted meanwhile, or has another name, is closed and not used.
         """
         self._netlink = Netlink()
+        self.made_tun = get_link(self._netlink, self.desired.tun) is None
+        self.made_routing = not our_routes(self._netlink) and not any(
+            is_our_rule(rule) for rule in list_rules(self._netlink)
+        )
         if descriptor is not None and attached_name(descriptor) != self.desired.tun:
             log.warning("the inherited TUN is not %s, and is not used", self.desired.tun)
             os.close(descriptor)
@@ -270,8 +278,8 @@ def remove_tun(name: str) -> bool:
     return True
 
 
-def remove_all(tun: str) -> list[str]:
-    """Delete all of us from this thread's namespace; return what there was. Raises `NetlinkError`."""
+def remove_routing() -> list[str]:
+    """Delete our rules and routes in this thread's namespace; return what went. Raises `NetlinkError`."""
     removed = []
     batch = Batch()
     with Netlink() as netlink:
@@ -283,6 +291,4 @@ def remove_all(tun: str) -> list[str]:
             delete_route(batch, route)
             removed.append(f"route {route.destination}")
         netlink.run(batch)
-    if remove_tun(tun):
-        removed.append(f"link {tun}")
     return removed

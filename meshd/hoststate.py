@@ -30,7 +30,7 @@ from crossedge.host.tun import Tun
 from crossedge.meshd import desired as plan
 from crossedge.meshd.desired import Desired, InboundRule, PeerRoute
 from crossedge.meshd.firewallstate import FirewallState, remove_table
-from crossedge.meshd.hostkernel import HostKernel, remove_all, remove_tun
+from crossedge.meshd.hostkernel import HostKernel, remove_routing, remove_tun
 from crossedge.meshd.hostsysctls import FORWARD6, Record, load_record, needed_sysctls, save_record
 
 __all__ = ["Desired", "HostConflictError", "HostState", "InboundRule", "PeerRoute"]
@@ -100,12 +100,14 @@ class HostState:
         """Bring the host to what is desired, waiting for it, and keep it so; return the open TUN.
 
         The firewall stands before the first packet can pass. Raises `HostConflictError` or
-        `OSError` (`NftError`, `NetlinkError`, a TUN that another process holds); then nothing keeps running.
+        `OSError` (`NftError`, `NetlinkError`, a TUN that another process holds); then nothing keeps running,
+        and the host is as it was.
         """
         if self._loop is not None:
             raise RuntimeError("the host's state is started already")
         self._desired = self._checked(self._asked)
         with contextlib.ExitStack() as undo:
+            undo.callback(self.withdraw)
             with self._namespace:
                 self._monitor = Monitor(self._on_event, ("link", "address", "route", "rule", "settings"))
                 undo.callback(self._monitor.close)
@@ -174,6 +176,24 @@ class HostState:
         self._kernel.close()
         self._loop = None
 
+    def withdraw(self) -> None:
+        """Stop, and take back what `start` made and no earlier life had: the daemon cannot run after all."""
+        self.stop()
+        with self._namespace:
+            try:
+                if self._earlier == Record():
+                    self._sysctls.restore()
+                    if self._record is not None:
+                        self._record.unlink(missing_ok=True)
+                if self._kernel.made_routing:
+                    remove_routing()
+                if self._kernel.made_tun:
+                    remove_tun(self._desired.tun)
+                if self._firewall.made:
+                    remove_table()
+            except OSError as error:
+                log.error("something of us is left: %s; meshd cleanup removes it", error)
+
     def close(self) -> None:
         """Stop, and give up the namespace; the object is of no use afterwards."""
         self.stop()
@@ -191,9 +211,13 @@ class HostState:
             if self._record is not None:
                 finish.callback(self._record.unlink, missing_ok=True)
             finish.callback(lambda: removed.extend(remove_table()))
-            finish.callback(lambda: removed.extend(remove_all(self._desired.tun)))
+            finish.callback(lambda: removed.extend(self._remove_tun()))
+            finish.callback(lambda: removed.extend(remove_routing()))
             removed += [f"sysctl {name}" for name in self._sysctls.restore()]
         return removed
+
+    def _remove_tun(self) -> list[str]:
+        return [f"link {self._desired.tun}"] if remove_tun(self._desired.tun) else []
 
     def report(self) -> dict[str, Any]:
         """Return what is in place, for people and programs: plain values only, as JSON has them."""

@@ -369,6 +369,45 @@ async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path)
     other.close()
 
 
+async def test_a_start_that_fails_leaves_nothing_it_made(namespace: Namespace, tmp_path: Path) -> None:
+    sh(namespace, "ip link add crossedge0 type bridge")
+    before = picture(namespace)
+    record = tmp_path / "host.json"
+    made = namespace.call(HostState, DESIRED, record=record)
+    with pytest.raises(OSError, match="no TUN of ours"):
+        made.start(asyncio.get_running_loop())
+    made.close()
+    assert picture(namespace) == before
+    assert not record.exists()
+
+
+async def test_a_start_that_fails_leaves_what_an_earlier_life_had(
+    namespace: Namespace, state: HostState, tmp_path: Path
+) -> None:
+    before = picture(namespace)
+    other = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    with pytest.raises(OSError, match="another process holds it"):
+        other.start(asyncio.get_running_loop())
+    other.close()
+    assert picture(namespace) == before
+    assert (tmp_path / "host.json").exists()
+
+
+async def test_what_was_started_can_be_withdrawn(namespace: Namespace, tmp_path: Path) -> None:
+    before = picture(namespace)
+    with namespace:
+        forwarding = sysctl.read("net/ipv4/ip_forward")
+    made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    made.start(asyncio.get_running_loop())
+    await made.settled()
+    assert picture(namespace) != before
+    made.withdraw()
+    made.close()
+    assert picture(namespace) == before
+    with namespace:
+        assert sysctl.read("net/ipv4/ip_forward") == forwarding
+
+
 async def test_cleanup_while_running_is_not_undone_by_ourselves(
     namespace: Namespace, state: HostState
 ) -> None:
