@@ -147,13 +147,13 @@ class Mesh:
         if changed:
             self.emit(RoutesChanged())
 
-    def datagram_too_big(self, endpoint: Endpoint, now: float) -> None:
-        """Take the kernel's word (EMSGSIZE) that what was sent there does not pass."""
+    def datagram_too_big(self, endpoint: Endpoint, now: float, size: int = 0) -> None:
+        """Take the kernel's word (EMSGSIZE) that `size` bytes (0: unknown) for that endpoint cannot leave."""
         self._now = now
         for peer in self.members.values():
             path = peer.paths.get(endpoint)
             if path is not None:
-                path.too_big(now)
+                path.too_big(size, now)
                 self.touch(peer)
         self._pump()
 

@@ -233,9 +233,9 @@ class Path:
         if self._next is not None:
             self._next = now
 
-    def too_big(self, now: float) -> None:
-        """Take the kernel's word (EMSGSIZE) that the size does not pass any more."""
-        self.search.restart(now)
+    def too_big(self, size: int, now: float) -> None:
+        """Take the kernel's word (EMSGSIZE) that `size` bytes (0: unknown) do not leave this host."""
+        self.search.refused(size, now)
 
     def _interval(self) -> float:
         if self.role is Role.LIVE:

@@ -21,7 +21,7 @@ from crossedge.meshd.handshaking import NEVER, Handshaking
 from crossedge.meshd.inner import Inner, ProbeReply
 from crossedge.meshd.link import Link
 from crossedge.meshd.offers import Offers
-from crossedge.meshd.path import KEEPALIVE_INTERVAL, Path, State
+from crossedge.meshd.path import Path, State
 from crossedge.meshd.paths import Paths
 from crossedge.meshd.peerport import Gate, Port
 from crossedge.meshd.punch import Phase, Punch
@@ -67,8 +67,6 @@ class MeshPeer:
         """Seconds from the first packet of the cold pair to the first data sent direct; the newest one."""
         self.last_data: float | None = None
         self.last_heard: float | None = None
-        self.keepalive = KEEPALIVE_INTERVAL
-        """Seconds between keepalives of idle direct paths."""
         self._port = port
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
@@ -495,8 +493,9 @@ class MeshPeer:
         else:
             reason = "in doubt" if len(endpoints) > 1 else "proven"
         self._set_path(endpoints, size, reason)
+        keepalive = self._port.keepalive()
         for path in self.paths:
-            path.keepalive = self.keepalive
+            path.keepalive = keepalive
 
     def _set_path(self, endpoints: tuple[Endpoint, ...], size: int, reason: str) -> None:
         old = self.link.endpoints

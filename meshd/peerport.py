@@ -55,6 +55,9 @@ class Port(Protocol):
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
 
+    def keepalive(self) -> float:
+        """Return how often an idle path has to be used, in seconds, for our NAT to keep its mapping."""
+
     def touch(self, peer: MeshPeer) -> None:
         """Pump this peer soon: something happened to it outside of a call from the mesh."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from crossedge.meshd.blocklistpeer import PeerFetch, part_of
 from crossedge.meshd.budget import Budget
@@ -14,12 +15,16 @@ from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Statement
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.mesh_control import ControlPlane
 from crossedge.meshd.noise import NoiseError
+from crossedge.meshd.path import KEEPALIVE_INTERVAL
 from crossedge.meshd.peer import MeshPeer
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
+
+LIFETIME_SHARE: Final = 0.8  # of a measured mapping lifetime after which the mapping is used again
+LIFETIME_LEAST: Final = 5.0  # seconds: no NAT is kept open by more
 
 
 class PeerServices:
@@ -78,6 +83,11 @@ class PeerServices:
         if endpoint.host in self.own_hosts and endpoint.port == self._settings.port:
             return False
         return refused_candidate(endpoint.host, self._settings.mesh_prefixes) is None
+
+    def keepalive(self) -> float:
+        """Return how often an idle path has to be used, in seconds, for our NAT to keep its mapping."""
+        lifetime = self._plane.verdict.lifetime
+        return KEEPALIVE_INTERVAL if lifetime is None else max(LIFETIME_LEAST, lifetime * LIFETIME_SHARE)
 
     def touch(self, peer: MeshPeer | StaticPeer) -> None:
         """Pump this peer soon."""
