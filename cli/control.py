@@ -13,12 +13,13 @@ import click
 ANSWER_TIMEOUT = 15.0  # seconds without a line before the daemon counts as stuck
 
 
-def ask(path: Path, command: str, **arguments: object) -> Iterator[dict[str, Any]]:
+def ask(path: Path, command: str, *, wait: float = 0.0, **arguments: object) -> Iterator[dict[str, Any]]:
     """Yield the daemon's answers to one request.
 
     Args:
         path: the control socket.
         command: what is asked, e.g. "status".
+        wait: seconds that the daemon rests between two answers because we asked for it.
         arguments: further keys of the request; those that are None are left out.
 
     Raises:
@@ -26,7 +27,7 @@ def ask(path: Path, command: str, **arguments: object) -> Iterator[dict[str, Any
     """
     request = {"command": command} | {key: value for key, value in arguments.items() if value is not None}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(ANSWER_TIMEOUT)
+        sock.settimeout(ANSWER_TIMEOUT + wait)
         try:
             sock.connect(str(path))
             sock.sendall(json.dumps(request).encode() + b"\n")

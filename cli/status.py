@@ -134,7 +134,6 @@ def peers(path: Path | None, as_json: bool) -> None:
         | {
             "traffic": f"{_size(row['sent_bytes'])} / {_size(row['received_bytes'])}",
             "heard": _span(row["heard_s_ago"]),
-            "prefix": ", ".join(row["prefixes"]) if row["kind"] == "static" else row["prefixes"][-1:],
         }
         for row in rows
     ]
@@ -172,7 +171,7 @@ def ping(peer: str, count: int, interval: float, path: Path | None, as_json: boo
     The exit status is 0 if at least one probe was answered, else 1.
     """
     answers = []
-    for answer in ask(_socket(path), "ping", peer=peer, count=count, interval_s=interval):
+    for answer in ask(_socket(path), "ping", wait=interval, peer=peer, count=count, interval_s=interval):
         answers.append(answer)
         if as_json:
             continue
