@@ -93,6 +93,7 @@ class Daemon:
         self._watch = NetworkWatch(config.tun.name)
         self._checked = float("-inf")
         self._routes_due = False
+        self._bound = 0
         self._unwritten = ""
         self._failed = False
         self._stopped = asyncio.Event()
@@ -399,7 +400,8 @@ class Daemon:
             self._persist_timer.cancel()
             self._persist_timer = None
         now = boottime()
-        if (bound := self._numbers.due(now)) is not None:
+        bound = max(self._numbers.due(now) or 0, self._bound)
+        if bound > self._store.sequence:
             with self._writing():
                 self._store.reserve(bound)
                 self._numbers.reserved(bound)
@@ -413,6 +415,7 @@ class Daemon:
 
         The next start then has the clock alone to stay above the numbers of this life.
         """
+        self._bound = bound
         with self._writing():
             self._store.reserve(bound)
 
