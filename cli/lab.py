@@ -37,11 +37,12 @@ def lab() -> None:
 @click.argument("topology", required=False)
 @DIRECTORY
 @click.option("--background", "-b", is_flag=True, help="Return when it is up; `lab down` ends it.")
+@click.option("--silent", is_flag=True, hidden=True, help="Print nothing once it is up: nobody reads on.")
 @click.option("--seed", default=1, show_default=True, help="Seed of loss, jitter and random ports.")
 @click.option(
     "--list", "show", is_flag=True, help="List the topologies that come with the lab, and the NATs."
 )
-def up(topology: str | None, directory: Path, background: bool, seed: int, show: bool) -> None:
+def up(topology: str | None, directory: Path, background: bool, silent: bool, seed: int, show: bool) -> None:
     """Build TOPOLOGY (a .toml file, or the name of one that comes with the lab) and hold it until Ctrl-C."""
     if show:
         _show_known()
@@ -55,6 +56,8 @@ def up(topology: str | None, directory: Path, background: bool, seed: int, show:
             holder = supervisor.Supervisor(network, supervisor.inherited_listener())
             nodes = ", ".join(network.nodes)
             click.echo(f"lab {plan.name} is up: {nodes}")
+            if silent:
+                _fall_silent()
             click.echo("crossedge lab exec NODE -- COMMAND runs in it; Ctrl-C or crossedge lab down ends it")
             sys.stdout.flush()
             try:
@@ -64,10 +67,21 @@ def up(topology: str | None, directory: Path, background: bool, seed: int, show:
         return
     arguments = ["lab", "up", topology, "--dir", str(directory), "--seed", str(seed)]
     if background:
-        _start_in_background(arguments)
+        _start_in_background([*arguments, "--silent"])
         return
+    if silent:
+        arguments.append("--silent")
     with launch.bind(directory) as listener:
         raise SystemExit(launch.launch(arguments, listener))
+
+
+def _fall_silent() -> None:
+    """Send what is printed from now on nowhere, where the reader of our pipes has gone."""
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _start_in_background(arguments: list[str]) -> None:
