@@ -56,7 +56,7 @@ def _answers(lines: Any, path: Path) -> Iterator[dict[str, Any]]:
 
 def ask_one(path: Path, command: str, **arguments: object) -> dict[str, Any]:
     """Return the one answer of a request that has just one. Errors are those of `ask`."""
-    answers = list(ask(path, command, **arguments))
+    answers = list(ask(path, command, wait=0.0, **arguments))
     if len(answers) != 1:
         raise click.ClickException(f"meshd gave {len(answers)} answers to {command!r}, expected one")
     return answers[0]
