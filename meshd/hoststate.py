@@ -141,7 +141,7 @@ class HostState:
         if (desired.mesh, desired.stock) == (self._asked.mesh, self._asked.stock):
             allowed = replace(desired, stock=self._desired.stock)
         else:
-            allowed = self._checked(desired)
+            allowed = self._checked(desired, routed=desired.mesh == self._asked.mesh)
         self._asked = desired
         self._become(allowed)
 
@@ -330,17 +330,18 @@ class HostState:
         for name, value in needed_sysctls(self._desired, self._versions, self._sysctls.changes):
             self._sysctls.require(name, value)
 
-    def _checked(self, desired: Desired) -> Desired:
+    def _checked(self, desired: Desired, *, routed: bool = False) -> Desired:
         """Return what may be done of what is desired: all, but for stock peers' prefixes that are in the way.
 
-        Raises `HostConflictError` where the mesh itself is.
+        Raises `HostConflictError` where the mesh itself is, unless it is `routed` already: then that is told.
         """
         with self._namespace:
             connected = connected_networks({desired.tun, self._earlier.tun})
-        if found := plan.overlaps(desired.mesh, desired.pods, connected):
-            raise HostConflictError("; ".join(f"mesh {text}" for text in found.values()))
+        found = [f"mesh {text}" for text in plan.overlaps(desired.mesh, desired.pods, connected).values()]
+        if found and not routed:
+            raise HostConflictError("; ".join(found))
         refused = plan.overlaps([peer.prefix for peer in desired.stock], desired.pods, connected)
-        self._set_conflicts([f"a stock peer's {text}" for text in refused.values()])
+        self._set_conflicts(found + [f"a stock peer's {text}" for text in refused.values()])
         kept = frozenset(peer for peer in desired.stock if peer.prefix not in refused)
         return replace(desired, stock=kept) if refused else desired
 

@@ -470,6 +470,11 @@ async def test_a_bridge_of_our_own_pods_is_no_conflict_and_a_later_conflict_is_t
     assert "10.160.0.0/12 overlaps 10.161.0.0/16" in problem["what"]
     with pytest.raises(HostConflictError, match="wlan0"):
         state.apply(replace(DESIRED, mesh=DESIRED.mesh[1:]))
+    # What is routed stays so, and what comes to it is: peers must not wait for the conflict's end.
+    state.apply(replace(DESIRED, stock=frozenset({PeerRoute(network("172.16.0.0/24"))})))
+    await state.settled()
+    assert f"172.16.0.0/24 {METRIC_PEER}" in ours(namespace)
+    assert len(state.report()["problems"]) == 1
     sh(namespace, "ip link del wlan0")
     await until(lambda: state.report()["problems"] == [])
 
