@@ -24,28 +24,48 @@ def split(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-async def resolve(host: str, port: int, families: Collection[int]) -> UdpEndpoint | None:
-    """Return the first endpoint that a name has in one of these IP versions, None where it has none now."""
+async def resolve(
+    host: str, port: int, families: Collection[int], *, prefer: int | None = None
+) -> UdpEndpoint | None:
+    """Return the first endpoint that a name has in one of these IP versions, None where it has none now.
+
+    First is what the system says, or what it says of the version that is preferred, if there is a way to it.
+    """
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):  # the latter for what can be no name
         return None
     wanted = {FAMILIES[version] for version in families}
-    for family, _, _, _, address in found:
-        if family in wanted:
-            return UdpEndpoint(str(address[0]), port)
-    return None
+    addresses = [(family, str(address[0])) for family, _, _, _, address in found if family in wanted]
+    if prefer is not None:
+        first = [each for each in addresses if each[0] == FAMILIES[prefer] and _has_way(*each, port)]
+        addresses = first or addresses
+    return UdpEndpoint(addresses[0][1], port) if addresses else None
+
+
+def _has_way(family: int, host: str, port: int) -> bool:
+    """Tell whether the kernel has a route there; nothing is sent."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+    except OSError:
+        return False
+    return True
 
 
 async def keep_resolved(
     host: str, port: int, families: Collection[int], tell: Callable[[UdpEndpoint], None]
 ) -> None:
-    """Tell each endpoint that a name comes to have, until cancelled. An address is told once."""
+    """Tell each endpoint of a rendezvous that its name comes to have, until cancelled.
+
+    An address is told once. IPv4 comes first: it is where a NAT is, and what is behind one is seen only by
+    who is asked over it; an address of ours in IPv6 needs nobody to see it.
+    """
     known: UdpEndpoint | None = None
     delay = RETRY_FIRST
     while True:
-        found = await resolve(host, port, families)
+        found = await resolve(host, port, families, prefer=4 if 4 in families else None)
         if found is None:
             if delay == RETRY_FIRST and known is None:
                 versions = " or ".join(f"IPv{version}" for version in sorted(families))
