@@ -43,7 +43,7 @@ class DataPlane:
         control: Callable[[bytes, Endpoint, float], None],
         inner: Callable[[Link, bytes, Endpoint, float], None],
         wanted: Callable[[Link], None],
-        moved: Callable[[Link, Endpoint], None],
+        moved: Callable[[Link, Endpoint, int], None],
         offloads: Offloads = ALL_OFFLOADS,
         mtu: int = MTU,
     ) -> None:
@@ -57,8 +57,8 @@ class DataPlane:
         - `inner(link, plaintext, source, stamp)`: an in-session message, with WireGuard's padding;
         - `wanted(link)`: a packet waits in the link's queue, because there is no session or no endpoint; once
           per drain;
-        - `moved(link, source)`: something genuine and new came from where the link does not send to; once per
-          batch;
+        - `moved(link, source, size)`: something genuine and new came from where the link does not send to, in
+          datagrams of so many bytes, in-session messages not counted; once per batch;
         - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()

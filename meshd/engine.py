@@ -198,8 +198,8 @@ class Engine:
     def _wanted(self, link: Link) -> None:
         self.mesh.want_session(link, boottime())
 
-    def _moved(self, link: Link, source: Endpoint) -> None:
-        self.mesh.roamed(link, source, boottime())
+    def _moved(self, link: Link, source: Endpoint, size: int) -> None:
+        self.mesh.roamed(link, source, size, boottime())
 
     def _too_big(self, endpoint: Endpoint, size: int) -> None:
         self.mesh.datagram_too_big(endpoint, boottime(), size)

@@ -77,7 +77,7 @@ class Inbound:
         link_of: Callable[[Any], Link | None],
         control: Callable[[bytes, Endpoint, float], None],
         inner: Callable[[Link, bytes, Endpoint, float], None],
-        moved: Callable[[Link, Endpoint], None],
+        moved: Callable[[Link, Endpoint, int], None],
         dropped: Counter[str],
     ) -> None:
         self._delivery = delivery
@@ -110,7 +110,7 @@ class Inbound:
             link.received.at = now
             link.session.data_received(now, size, batch.keypair)
             if batch.source not in link.endpoints:
-                self._moved(link, batch.source)
+                self._moved(link, batch.source, opened * OVERHEAD + size)
         for link, plaintext, source, stamp in spoken:
             self._inner(link, plaintext, source, stamp)
 

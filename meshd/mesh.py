@@ -243,19 +243,19 @@ class Mesh:
             return
         if isinstance(message, inner.Statement):
             self.control.offer(message.record, message.certificate, owner.node_id, now)
-            owner.roamed(source, now)
+            owner.roamed(source, len(plaintext), now)
         else:
-            owner.receive_inner(message, source, now, now if stamp is None else stamp)
+            owner.receive_inner(message, len(plaintext), source, now, now if stamp is None else stamp)
         self._pump()
 
-    def roamed(self, link: Link, source: Endpoint, now: float) -> None:
-        """Note that the data path opened something of this link from an endpoint that it does not send to."""
+    def roamed(self, link: Link, source: Endpoint, size: int, now: float) -> None:
+        """Note that the data path opened `size` bytes of this link from where it does not send to."""
         self._now = now
         owner = self._owners.get(link)
         if isinstance(owner, StaticPeer):
             owner.heard(source, now)
         elif owner is not None:
-            owner.roamed(source, now)
+            owner.roamed(source, size, now)
         self._pump()
 
     def _handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
@@ -263,12 +263,12 @@ class Mesh:
         again = self._recent.get(datagram) if initiation else None
         if again is not None:
             self.dropped["repeated-initiation"] += 1
-            again.handshaking.repeat(source, now)
+            again.repeated(source, len(datagram), now)
             return
         session = self.handshakes.receive(datagram, source, now)
         owner = None if session is None else session.owner
         if isinstance(owner, MeshPeer):
-            owner.handshaken(source, now, response=not initiation)
+            owner.handshaken(source, len(datagram), now)
             if initiation:
                 if len(self._recent) >= RECENT_INITIATIONS:
                     del self._recent[next(iter(self._recent))]
@@ -278,7 +278,8 @@ class Mesh:
             self.touch(owner)
         while (reply := self.handshakes.poll_transmit()) is not None:
             answer, destination = reply
-            self._control.transmit(destination, answer)
+            if not isinstance(owner, MeshPeer) or owner.pays(destination, len(answer)):
+                self._control.transmit(destination, answer)
             if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
                 owner.handshaking.responded(answer, destination, now)
 
@@ -449,12 +450,12 @@ class Mesh:
             if peer.paths.get(relay) is not None:
                 peer.relay_gone(relay, now)
 
-    def pinged(self, member: Member, source: Endpoint, now: float) -> None:
+    def pinged(self, member: Member, source: Endpoint, size: int, now: float) -> None:
         """Let a peer note that it was heard from an address: a second observer of that address."""
         peer = self.members.get(member.node_id)
         if peer is not None and isinstance(source, UdpEndpoint):
             self.services.budget.confirm(source)
-            peer.pinged(source, now)
+            peer.pinged(source, size, now)
 
     def ponged(self, member: Member, endpoint: UdpEndpoint, now: float) -> None:
         """Let a peer note that an endpoint answered."""

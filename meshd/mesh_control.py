@@ -62,8 +62,8 @@ class ControlHost(Protocol):
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Take the news that a rendezvous does not know this channel of ours."""
 
-    def pinged(self, member: dir_.Peer, source: Endpoint, now: float) -> None:
-        """Take an authentic, fresh ping, which was answered."""
+    def pinged(self, member: dir_.Peer, source: Endpoint, size: int, now: float) -> None:
+        """Take an authentic, fresh ping, which had `size` bytes more than its answer."""
 
     def ponged(self, member: dir_.Peer, endpoint: UdpEndpoint, now: float) -> None:
         """Take the news that the member answered our ping to this endpoint."""
@@ -295,17 +295,21 @@ class ControlPlane:
         elif not self.node.fresh(sealed, own, message.seq):
             pass
         elif isinstance(message, m.Ping):
-            self._on_ping(member, message, source, now)
+            self._on_ping(member, message, source, len(datagram), now)
         else:
             self._on_pong(member, message, now)
 
-    def _on_ping(self, member: dir_.Peer, ping: m.Ping, source: Endpoint, now: float) -> None:
+    def _on_ping(self, member: dir_.Peer, ping: m.Ping, source: Endpoint, size: int, now: float) -> None:
         observed = source.server if isinstance(source, RelayEndpoint) else source
         pong = m.Pong(id=ping.id, seq=self._numbers.next(now), observed=observed)
         sealed = self.node.seal(pong, member.record.control_key)
-        if sealed is not None:
-            self.transmit(source, sealed)
-        self._host.pinged(member, source, now)
+        if sealed is None:
+            return
+        if len(sealed) > size:
+            self.dropped["short-ping"] += 1
+            return
+        self.transmit(source, sealed)
+        self._host.pinged(member, source, size - len(sealed), now)
 
     def _on_pong(self, member: dir_.Peer, pong: m.Pong, now: float) -> None:
         endpoint = self._challenges.met(pong.id, member.node_id, now)

@@ -30,6 +30,7 @@ from crossedge.meshd.pathmtu import SizeSearch
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint
 
 HEARTBEAT: Final = 0.7  # seconds between probes of a path that carries traffic
+HEARTBEAT_SIZE: Final = 2 * PROBE_MIN  # bytes: from a new source it pays for the answer and for a challenge
 TRUST: Final = 2.0  # seconds after the last proof
 STANDBY_INTERVAL: Final = 10.0  # seconds between probes of a path that is kept warm
 KEEPALIVE_INTERVAL: Final = 20.0  # of an idle path, where its NAT's lifetime was not measured; never above 25
@@ -127,6 +128,7 @@ class Path:
         "_tries",
         "consented",
         "created",
+        "credit",
         "endpoint",
         "keepalive",
         "last_heard",
@@ -154,6 +156,8 @@ class Path:
         """Whether the peer answered a challenge from here; before that a budget counts what is sent."""
         self.offered = True
         """Whether the peer named this endpoint; else it gets small probes until it answers one."""
+        self.credit = 0
+        """Bytes that came from here less those that went there; all that a `limited` path may be sent."""
         self.created = now
         self.last_proof: float | None = None
         self.last_heard: float | None = None
@@ -173,6 +177,14 @@ class Path:
     def trusted(self, now: float) -> bool:
         """Tell whether data may go over this path alone."""
         return self.state is State.PROVEN and self.last_proof is not None and now - self.last_proof <= TRUST
+
+    @property
+    def limited(self) -> bool:
+        """Whether nobody vouches for this address but the source field of what came from it.
+
+        It may be a stranger's, so no more goes there than came from there.
+        """
+        return not (self.relay or self.offered or self.consented)
 
     @property
     def size(self) -> int:
@@ -210,7 +222,9 @@ class Path:
                 self._next = due if self._next is None else min(self._next, due)
 
     def prove(self, now: float) -> None:
-        """Start to prove a path that is new or was lost."""
+        """Start to prove a path that is new or was lost; a limited one once it has paid for a challenge."""
+        if self.limited and self.credit < PROBE_MIN:
+            return
         if self.state in (State.UNPROVEN, State.LOST):
             self.rtt = Estimator()
             self._change(Cause.PROBED, now)
@@ -232,6 +246,15 @@ class Path:
         """Probe at once: there is reason to believe that the path works again."""
         if self._next is not None:
             self._next = now
+
+    def pays(self, size: int) -> bool:
+        """Tell whether so many bytes may go there, and count them."""
+        if not self.limited:
+            return True
+        if self.credit < size:
+            return False
+        self.credit -= size
+        return True
 
     def too_big(self, size: int, now: float) -> None:
         """Take the kernel's word (EMSGSIZE) that `size` bytes (0: unknown) do not leave this host."""
@@ -317,7 +340,7 @@ class Path:
             step = PROVE_INTERVALS[min(self._tries + (2 if self.relay else 0), len(PROVE_INTERVALS) - 1)]
             self._tries += 1
             self._next = now + max(step, min(self.rtt.smoothed or 0.0, 0.3))
-        if not self.consented and not self.offered and not self.relay:
+        if self.limited:
             return self._note(Probe(number, now, PROBE_MIN), now)
         return self._note(Probe(number, now, self.search.base, full_reply=True), now)
 
@@ -328,7 +351,7 @@ class Path:
         size = self.search.check(self._beats) if self.role is Role.LIVE and not overdue else None
         if size is not None:
             return self._note(Probe(number, now, size), now, rung=True)
-        return self._note(Probe(number, now, PROBE_MIN), now)
+        return self._note(Probe(number, now, HEARTBEAT_SIZE), now)
 
     def _note(self, probe: Probe, now: float, *, rung: bool = False) -> Probe:
         if len(self._outstanding) >= OUTSTANDING:

@@ -7,7 +7,7 @@ relay needs no proof to take the first packets, because data never waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from crossedge.meshd.inner import Probe, ProbeReply
@@ -20,18 +20,19 @@ MAX_DIRECT: Final = 20
 MAX_RELAYS: Final = 4
 WARM_DIRECT: Final = 2  # proven direct paths beside the one in use that are kept warm
 WAS_GOOD: Final = (State.PROVEN, State.SUSPECT)
-_U32: Final = 0xFFFF_FFFF
 
 
 class Paths:
     """The paths to one peer."""
 
-    __slots__ = ("_jitter", "_next_id", "_table", "current", "since")
+    __slots__ = ("_jitter", "_next_id", "_random", "_table", "current", "since")
 
-    def __init__(self, first_id: int, jitter: float) -> None:
-        """`first_id` is where the ids of probes start; `jitter`, 0 to 1, spreads probes of many peers."""
+    def __init__(self, random: Callable[[int], bytes], jitter: float) -> None:
+        """`random` returns that many random bytes; `jitter`, 0 to 1, spreads probes of many peers."""
         self._table: dict[Endpoint, Path] = {}
-        self._next_id = first_id & _U32
+        self._random = random
+        self._next_id = 0
+        self.take_id()
         self._jitter = jitter
         self.current: Path | None = None
         """The path that data takes, trusted when it was chosen; None before there was one."""
@@ -125,9 +126,9 @@ class Paths:
         return due
 
     def take_id(self) -> int:
-        """Return an id for a probe; none is used twice within 2^32."""
+        """Return an id for a probe: random, as a peer that could guess it need not be where it was sent."""
         number = self._next_id
-        self._next_id = number + 1 & _U32
+        self._next_id = int.from_bytes(self._random(4), "big")
         return number
 
     def replied(self, reply: ProbeReply, source: Endpoint, stamp: float, now: float) -> Path | None:

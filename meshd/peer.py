@@ -50,8 +50,7 @@ class MeshPeer:
         self.member = member
         self.session: Session | None = None
         self.link = Link(member.name, Gate(self))
-        seed = random(6)
-        self.paths = Paths(int.from_bytes(seed[:4], "big"), int.from_bytes(seed[4:], "big") / 65536)
+        self.paths = Paths(random, int.from_bytes(random(2), "big") / 65536)
         self.punch = Punch(leads=leads)
         self.offers = Offers(member.record, port.usable)
         self.talk = Talk(self, port)
@@ -265,12 +264,13 @@ class MeshPeer:
             self.handshaking.try_way(endpoint, now)
         self._port.touch(self)
 
-    def pinged(self, source: UdpEndpoint, now: float) -> None:
-        """Note an authentic, fresh ping from this address: challenge it."""
+    def pinged(self, source: UdpEndpoint, size: int, now: float) -> None:
+        """Note an authentic, fresh ping from here, `size` bytes longer than its answer: challenge it."""
         path = self._path(source, now)
         if path is None:
             return
         path.heard(now)
+        path.credit += size
         self.punch.heard(source, now)
         if self.up(now) and path.state in (State.UNPROVEN, State.LOST):
             path.prove(now)
@@ -290,29 +290,45 @@ class MeshPeer:
             self.handshaking.try_way(endpoint, now)
         self._port.touch(self)
 
-    def handshaken(self, source: Endpoint, now: float, *, response: bool) -> None:
-        """Note an authentic handshake message; a response echoes our initiation and so is consent."""
+    def handshaken(self, source: Endpoint, size: int, now: float) -> None:
+        """Note an authentic handshake message. Even a response may have been sent on from elsewhere."""
         self.last_heard = now
         path = self._path(source, now)
         if path is not None:
             path.heard(now)
-            path.consented |= response and not path.relay
+            path.credit += size
         self._port.touch(self)
 
-    def roamed(self, source: Endpoint, now: float) -> None:
-        """Note that something was opened that came from an endpoint; one that is new is challenged."""
+    def repeated(self, source: Endpoint, size: int, now: float) -> None:
+        """Answer a copy of the peer's last initiation; whoever sent it may be anybody."""
+        path = self.paths.get(source)
+        if path is not None:
+            path.credit += size
+        self.handshaking.repeat(source, now)
+
+    def roamed(self, source: Endpoint, size: int, now: float) -> None:
+        """Note that `size` bytes from an endpoint were genuine and new; where it is new it is challenged."""
         self.last_heard = now
         path = self._path(source, now)
         if path is None:
             return
         path.heard(now)
-        if self.up(now) and path.state is State.UNPROVEN:
+        path.credit += size
+        if self.up(now) and (path.state is State.UNPROVEN or (path.limited and path.state is State.LOST)):
             path.prove(now)
             self._port.touch(self)
 
-    def receive_inner(self, message: Inner, source: Endpoint, now: float, stamp: float) -> None:
-        """Take an in-session message that came from this endpoint; statements are the mesh's."""
-        self.roamed(source, now)
+    def pays(self, endpoint: Endpoint, size: int) -> bool:
+        """Tell whether an answer of so many bytes may go to an endpoint, and count them."""
+        path = self.paths.get(endpoint)
+        if path is None or path.pays(size):
+            return True
+        self._port.dropped["unproven-source"] += 1
+        return False
+
+    def receive_inner(self, message: Inner, size: int, source: Endpoint, now: float, stamp: float) -> None:
+        """Take an in-session message of `size` bytes that came from here; statements are the mesh's."""
+        self.roamed(source, size, now)
         self.talk.receive(message, source, now, stamp)
         self._flush()
         self._port.touch(self)

@@ -22,7 +22,10 @@ from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
+from crossedge.wire.limits import MAX_CONTROL, MAX_PLAINTEXT
+from crossedge.wire.messages import REQUEST_FLOOR
 
+PING_SIZE: Final = REQUEST_FLOOR + MAX_CONTROL - MAX_PLAINTEXT  # bytes of a ping's datagram
 LIFETIME_SHARE: Final = 0.8  # of a measured mapping lifetime after which the mapping is used again
 LIFETIME_LEAST: Final = 5.0  # seconds: no NAT is kept open by more
 
@@ -71,7 +74,9 @@ class PeerServices:
     def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
         """Send a sealed ping, if it can be paid for."""
         path = peer.paths.get(shot.endpoint)
-        if (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
+        if path is not None and not path.pays(PING_SIZE):
+            self.dropped["unproven-source"] += 1
+        elif (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
             self._plane.ping(peer.member, shot.endpoint, shot.attempt, shot.ttl, now)
 
     def usable(self, endpoint: Endpoint) -> bool:

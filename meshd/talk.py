@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from crossedge.meshd.constants import PADDING, TRANSPORT_OVERHEAD
 from crossedge.meshd.hello import HelloExchange, gso_types
 from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Hello, Inner, Probe, ProbeReply
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
@@ -53,6 +54,9 @@ class Talk:
         """Send one in-session message; `exact`: without padding, so that the datagram has its very size."""
         session = self._peer.session
         if session is None or session.current is None or not session.usable(now):
+            return
+        size = len(plaintext) + TRANSPORT_OVERHEAD + (0 if exact else -len(plaintext) % PADDING)
+        if not self._peer.pays(endpoint, size):
             return
         try:
             datagram = seal_transport(session.current, plaintext, pad=not exact)

@@ -80,7 +80,7 @@ class Side:
             control=lambda *said: self.control.append(said),
             inner=lambda link, *said: self.inner.append((link.name, *said)),
             wanted=lambda link: self.wanted.append(link.name),
-            moved=lambda _, source: self.moved.append(source),
+            moved=lambda _, source, size: self.moved.append(source),
             offloads=self.offloads,
         )
 

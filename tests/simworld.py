@@ -202,7 +202,7 @@ class SimNode:
                 link, plaintext, source, net.now, stamp
             ),
             wanted=lambda link: mesh.want_session(link, net.now),
-            moved=lambda link, source: mesh.roamed(link, source, net.now),
+            moved=lambda link, source, size: mesh.roamed(link, source, size, net.now),
         )
         mesh.set_host_addresses(self.host.addresses, now)
         if rendezvous:

@@ -107,8 +107,7 @@ def test_ping_caught_on_its_way_and_sent_from_another_address_moves_no_path() ->
     world.ping(bob, alice, count=500)
     assert bob.endpoints(alice) == before
     assert not any(isinstance(e, ev.PathChanged) and source in e.new for _, e in bob.events)
-    assert 0 < len(victim.received) <= 16
-    assert max(len(datagram) for _, datagram in victim.received) < 256
+    assert 0 < sum(len(datagram) for _, datagram in victim.received) <= len(fresh)
 
 
 def test_transport_data_caught_on_its_way_and_sent_from_another_address_moves_no_path() -> None:
@@ -125,7 +124,7 @@ def test_transport_data_caught_on_its_way_and_sent_from_another_address_moves_no
     inject(world, bob, item.datagram, source)
     world.ping(bob, alice, count=500)
     assert source not in bob.endpoints(alice)
-    assert 0 < len(victim.received) <= 16
+    assert sum(len(datagram) for _, datagram in victim.received) <= len(item.datagram)
     assert all(len(datagram) == PROBE_MIN for _, datagram in victim.received)
 
 

@@ -167,7 +167,7 @@ def relay(number: int, channel: int = 1) -> RelayEndpoint:
 
 
 def test_data_takes_an_unproven_relay_and_nothing_else_unproven() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     assert paths.select(0.0, lively=True)[0] == ()
     paths.add(PUBLIC, 0.0)
     assert paths.select(0.0, lively=True)[0] == ()
@@ -176,7 +176,7 @@ def test_data_takes_an_unproven_relay_and_nothing_else_unproven() -> None:
 
 
 def test_doubtful_direct_path_goes_together_with_a_relay() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     paths.add(relay(0), 0.0)
     direct = prove(paths, PUBLIC, 0.02, 1.0)
     assert paths.select(1.0, lively=True)[0] == (PUBLIC,)
@@ -187,14 +187,14 @@ def test_doubtful_direct_path_goes_together_with_a_relay() -> None:
 
 
 def test_idle_pair_is_ready_to_start_over_both() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     paths.add(relay(0), 0.0)
     prove(paths, PUBLIC, 0.02, 1.0)
     assert paths.select(1.0, lively=False)[0] == (PUBLIC, relay(0))
 
 
 def test_relay_in_doubt_goes_together_with_another_one() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     first = prove(paths, relay(0), 0.02, 1.0)
     paths.add(relay(1), 1.0)
     assert paths.select(1.0, lively=True)[0] == (relay(0),)
@@ -203,7 +203,7 @@ def test_relay_in_doubt_goes_together_with_another_one() -> None:
 
 
 def test_answer_through_a_relay_proves_no_direct_path() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     path = paths.add(PUBLIC, 0.0)
     assert path is not None
     path.prove(0.0)
@@ -213,14 +213,14 @@ def test_answer_through_a_relay_proves_no_direct_path() -> None:
 
 
 def test_new_channel_at_a_server_takes_the_place_of_the_old_one() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     paths.add(relay(0, 1), 0.0)
     paths.add(relay(0, 2), 1.0)
     assert [path.endpoint for path in paths.relays()] == [relay(0, 2)]
 
 
 def test_paths_are_bounded_and_a_proven_one_is_never_pushed_out() -> None:
-    paths = Paths(0, 0.0)
+    paths = Paths(CHANCE.randbytes, 0.0)
     prove(paths, PUBLIC, 0.02, 1.0)
     for number in range(100):
         paths.add(UdpEndpoint("203.0.113.50", number + 1), 1.0)
