@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ from crossedge.meshd.hostplan import HOST_RECORD, plan, tun_offloads_off
 from crossedge.meshd.hoststate import HostState
 from crossedge.meshd.identity import Identity, under
 from crossedge.meshd.inner import Aeads
+from crossedge.meshd.keeper import Keeper
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.netcheck import EXTRA_SOCKETS
@@ -52,6 +53,7 @@ from crossedge.meshd.netwatch import Found, NetworkWatch
 from crossedge.meshd.resolve import FAMILIES, keep_resolved, resolve, split
 from crossedge.meshd.sequence import Sequence
 from crossedge.meshd.settings import MeshSettings
+from crossedge.meshd.sockets import Inherited, open_sockets
 from crossedge.meshd.state import StateStore
 from crossedge.meshd.staticpeer import StaticPeerSettings
 from crossedge.meshd.virtio import Offloads
@@ -62,8 +64,7 @@ from crossedge.wire.errors import ConfigError, WireError
 
 SOCKET_NAME: Final = "meshd.sock"
 CLOCK_INTERVAL: Final = 5.0  # seconds between looks at the system clock
-PERSIST_INTERVAL: Final = 60.0  # seconds between writes of what changes all the time
-PERSIST_DELAY: Final = 1.0  # seconds between a change worth keeping and its write
+PERSIST_INTERVAL: Final = 60.0  # seconds between looks at what changes all the time
 NETWORK_DELAY: Final = 0.1  # seconds between a network event and the look at the addresses
 NETWORK_AGAIN: Final = 1.0  # seconds between looks while the kernel refuses to answer
 NETCHECK_DELAY: Final = 1.0  # seconds between a change of the network and the check of its NAT
@@ -93,8 +94,7 @@ class Daemon:
         self._watch = NetworkWatch(config.tun.name)
         self._checked = float("-inf")
         self._routes_due = False
-        self._bound = 0
-        self._unwritten = ""
+        self._up = False
         self._failed = False
         self._stopped = asyncio.Event()
 
@@ -110,8 +110,17 @@ class Daemon:
             loop.add_signal_handler(number, self._stopped.set)
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack, loop)
+            self._up = True
             descriptors.ready(f"{self._identity.name}: {len(self._mesh.members)} peers known")
-            log.info("node %s is up, port %d", self._identity.name, self._port)
+            log.info(
+                "node %s is up: crossedge %s, UDP port %d, %s, pods %s; %d peers known of before",
+                self._identity.name,
+                version("crossedge"),
+                self._port,
+                self._config.tun.name,
+                ", ".join(map(str, self._identity.bundle.certificate.prefixes)),
+                len(self._mesh.members),
+            )
             await self._stopped.wait()
             descriptors.stopping()
             log.info("stopping; pods keep their routes")
@@ -124,27 +133,29 @@ class Daemon:
         config, certificate = self._config, self._identity.bundle.certificate
         directory = under(self._root, config.state)
         self._store = stack.enter_context(StateStore(directory))
+        self._keeper = Keeper(self._store)
+        stack.callback(self._keeper.close)
         members = self._store.load_members()
         for problem in self._store.problems:
             log.warning("%s", problem)
-        given = descriptors.inherited()
-        sockets = self._open_sockets(given)
-        for opened in sockets.values():
-            stack.callback(opened.close)
-        self._port = next(iter(sockets.values())).port
-        self._sockets = sockets
-        self._host = HostState(
-            plan(config, self._identity, self._port, ()),
-            record=self._run / HOST_RECORD,
-            tun_descriptor=_first(given, "tun"),
-            disable=tun_offloads_off(config),
-            on_tun=self._replace_tun,
-        )
-        stack.callback(self._host.close)
         try:
             self._run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(self._run, "run", f"a directory that can be made; {error.strerror}") from error
+        inherited = Inherited(descriptors.inherited())
+        sockets = open_sockets(config, inherited)
+        for opened in sockets.values():
+            stack.callback(opened.close)
+        self._port = next(iter(sockets.values())).port
+        self._families = frozenset(sockets)
+        self._host = HostState(
+            plan(config, self._identity, self._port, ()),
+            record=self._run / HOST_RECORD,
+            tun_descriptor=inherited.tun(config.tun.name),
+            disable=tun_offloads_off(config),
+            on_tun=self._replace_tun,
+        )
+        stack.callback(self._host.close)
         try:
             tun = self._host.start(loop)
         except ValueError as error:
@@ -153,10 +164,12 @@ class Daemon:
             ) from error
         except OSError as error:
             raise ConfigError("meshd", "tun", f"to be able to set up {config.tun.name}: {error}") from error
+        stack.callback(self._leave_host)
         now = boottime()
         self._clock = Wallclock(max(self._store.known_time, float(certificate.not_before)), now)
         self._clock.set(realtime_offset(), synchronised())
-        numbers = self._numbers = Sequence(self._store.sequence, self._clock.issuing, self._reserve)
+        reserve = self._keeper.reserve_now
+        numbers = self._numbers = Sequence(self._store.sequence, self._clock.issuing, reserve)
         allowed: AllowedIPs[Link] = AllowedIPs()
         settings = await self._settings(tun)
         self._mesh = Mesh(settings, allowed, self._clock, numbers, os.urandom, now)
@@ -173,12 +186,12 @@ class Daemon:
         stack.callback(self._mesh.close)
         self._look_at_network()
         self._mesh.restore(members.records, members.active, boottime())
-        stack.callback(self._persist_now)
+        stack.callback(self._persist_last)
         monitor = Monitor(self._on_network, ("link", "address", "route"))
         stack.callback(monitor.close)
         self._engine.start(loop)
         monitor.start(loop)
-        self._store_descriptors(tun)
+        inherited.finish(sockets, tun)
         stack.push_async_callback(self._end_tasks)
         for server in self._identity.bundle.rendezvous:
             tell = partial(self._found, server.public_key)
@@ -195,34 +208,6 @@ class Daemon:
                 path, "run", f"to be able to listen there; {error.strerror or error}"
             ) from error
         stack.push_async_callback(control.stop)
-
-    def _open_sockets(self, given: Mapping[str, list[int]]) -> dict[int, UdpSocket]:
-        """Return a socket for each IP version, all on one port; inherited ones are taken over."""
-        listen = self._config.listen
-        off = frozenset(self._config.disable_offloads) & {"gso", "gro", "stamps"}
-        sockets: dict[int, UdpSocket] = {}
-        port = listen.port
-        with contextlib.ExitStack() as undo:
-            for version, wanted in ((4, listen.ipv4), (6, listen.ipv6)):
-                if not wanted:
-                    continue
-                descriptor = _first(given, f"udp{version}")
-                try:
-                    opened = open_udp(FAMILIES[version], port, MARK, disable=off, descriptor=descriptor)
-                except OSError as error:
-                    if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                        log.warning("no IPv%d in this kernel", version)
-                        continue
-                    what = f"a UDP port that is free: {port} is not (IPv{version}: {error.strerror})"
-                    raise ConfigError("meshd.toml", "listen.port", what) from error
-                undo.callback(opened.close)
-                sockets[version] = opened
-                port = opened.port
-            undo.pop_all()
-        if not sockets:
-            raise ConfigError("meshd.toml", "listen", "IPv4 or IPv6 to be on, and in the kernel")
-        self._families = frozenset(sockets)
-        return sockets
 
     async def _settings(self, tun: Tun) -> MeshSettings:
         config, bundle = self._config, self._identity.bundle
@@ -290,10 +275,10 @@ class Daemon:
             return bundle.blocklist
         return held if held.serial > bundle.blocklist.serial else bundle.blocklist
 
-    def _store_descriptors(self, tun: Tun) -> None:
-        for version, opened in self._sockets.items():
-            descriptors.store(f"udp{version}", opened.socket.fileno())
-        descriptors.store("tun", tun.descriptor)
+    def _leave_host(self) -> None:
+        """Stop keeping the host; what was made for a start that failed goes, the rest stays for the pods."""
+        if not self._up:
+            self._host.withdraw()
 
     # --- The host's network -----------------------------------------------------------------------------
 
@@ -378,12 +363,9 @@ class Daemon:
                     self._routes_due = True
                     asyncio.get_running_loop().call_soon(self._apply_routes)
             case StateToPersist():
-                if self._persist_timer is None:
-                    loop = asyncio.get_running_loop()
-                    self._persist_timer = loop.call_later(PERSIST_DELAY, self._persist_now)
+                self._persist_soon()
             case BlocklistToPersist(blocklist=blocklist):
-                with self._writing():
-                    self._store.save_blocklist(blocklist.encode())
+                self._keeper.blocklist(blocklist.encode())
             case PingResult():
                 self._answers.ping_result(event)
             case PathChanged(peer=peer, old=old, new=new, reason=reason):
@@ -392,49 +374,34 @@ class Daemon:
                 log.info("%s: direct after %.0f ms", peer, seconds * 1000)
             case SessionChanged(peer=peer, state=state):
                 log.debug("%s: session %s", peer, state)
+                self._persist_soon()  # a restart opens the sessions that there were
             case Notice(level=level, text=text):
                 log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
 
-    def _persist_now(self) -> None:
+    def _persist_soon(self) -> None:
+        if self._persist_timer is None:
+            loop = asyncio.get_running_loop()
+            self._persist_timer = loop.call_later(self._keeper.delay(boottime()), self._persist)
+
+    def _persist(self, *, last: bool = False) -> None:
+        """Have what must survive a restart written, without waiting for it."""
         if self._persist_timer is not None:
             self._persist_timer.cancel()
             self._persist_timer = None
-        now = boottime()
-        bound = max(self._numbers.due(now) or 0, self._bound)
-        if bound > self._store.sequence:
-            with self._writing():
-                self._store.reserve(bound)
-                self._numbers.reserved(bound)
-        with self._writing():
-            self._store.save_time(self._clock.known(now))
-        with self._writing():
-            self._store.save_members(self._mesh.control.directory.export(), self._mesh.export_active(now))
+        now, loop = boottime(), asyncio.get_running_loop()
+        bound = self._numbers.due(now) or 0
+        durable = self._numbers.reserved
+        self._keeper.reserve(bound, lambda value: loop.call_soon_threadsafe(durable, value))
+        self._keeper.time(self._clock.known(now), now, last=last)
+        self._keeper.members(self._mesh.control.directory.export(), self._mesh.export_active(now), now)
 
-    def _reserve(self, bound: int) -> None:
-        """Make a bound of sequence numbers durable; without a disk that takes it the mesh goes on.
-
-        The next start then has the clock alone to stay above the numbers of this life.
-        """
-        self._bound = bound
-        with self._writing():
-            self._store.reserve(bound)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Say what cannot be written, once until something can be again; nothing here is worth an end."""
-        try:
-            yield
-        except OSError as error:
-            if str(error) != self._unwritten:
-                log.error("state cannot be written: %s", error)
-            self._unwritten = str(error)
-        else:
-            self._unwritten = ""
+    def _persist_last(self) -> None:
+        self._persist(last=True)
 
     async def _keep_persisting(self) -> None:
         while True:
             await asyncio.sleep(PERSIST_INTERVAL)
-            self._persist_now()
+            self._persist()
 
     async def _keep_clock(self) -> None:
         while True:
@@ -464,11 +431,6 @@ class Daemon:
         for timer in (self._network_timer, self._persist_timer, self._netcheck_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _first(given: Mapping[str, list[int]], name: str) -> int | None:
-    """Return the inherited descriptor of a name, None where there is none."""
-    return next(iter(given.get(name, ())), None)
 
 
 def _shown(endpoints: tuple[Endpoint, ...]) -> str:
