@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Collection
-from typing import Final
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
 from crossedge.wire.endpoint import UdpEndpoint
 
@@ -31,10 +33,9 @@ async def resolve(
 
     First is what the system says, or what it says of the version that is preferred, if there is a way to it.
     """
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):  # the latter for what can be no name
+        found = await _look_up(host, port)
+    except (OSError, ValueError):  # the latter for what can be no name
         return None
     wanted = {FAMILIES[version] for version in families}
     addresses = [(family, str(address[0])) for family, _, _, _, address in found if family in wanted]
@@ -42,6 +43,37 @@ async def resolve(
         first = [each for each in addresses if each[0] == FAMILIES[prefer] and _has_way(*each, port)]
         addresses = first or addresses
     return UdpEndpoint(addresses[0][1], port) if addresses else None
+
+
+async def _look_up(host: str, port: int) -> Sequence[tuple[Any, ...]]:
+    """Return what `socket.getaddrinfo` does.
+
+    A thread of our own, as those of the loop are waited for at its end: a name server that does not answer
+    would hold up a restart by ten seconds.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Sequence[tuple[Any, ...]]] = loop.create_future()
+
+    def tell(found: Sequence[tuple[Any, ...]], fault: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if fault is None:
+            done.set_result(found)
+        else:
+            done.set_exception(fault)
+
+    def work() -> None:
+        found: Sequence[tuple[Any, ...]] = ()
+        fault: Exception | None = None
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except (OSError, ValueError) as error:
+            fault = error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, found, fault)
+
+    threading.Thread(target=work, name="resolve", daemon=True).start()
+    return await done
 
 
 def _has_way(family: int, host: str, port: int) -> bool:
