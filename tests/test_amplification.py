@@ -7,31 +7,33 @@ it can be sent to: over all types of CE and WireGuard messages, at a rendezvous 
                           else made up, comes with the stranger's address as its source
 
 The stranger answers nothing, so it never shows that it can be sent to. Everything that reaches it within a
-minute counts. What a rendezvous answers to sealed messages is in `test_rendezvous_hostile`; here are the other
-types, and the sum over all.
+minute counts. What a rendezvous answers to sealed messages is in `test_rendezvous_hostile`; here are the
+other types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_network
 from random import Random
 
 import pytest
 
+from crossedge.lab.hosts import Transmit
 from crossedge.meshd import inner
 from crossedge.meshd.constants import MessageType
-from crossedge.meshd.keypair import seal_transport
+from crossedge.meshd.keypair import Keypair, seal_transport
 from crossedge.meshd.noise import Initiator, PrivateKey
 from crossedge.meshd.sequence import tai64n
 from crossedge.meshd.staticpeer import StaticPeerSettings
-from crossedge.meshd.wireguard import MacMaker, pack_initiation
+from crossedge.meshd.wireguard import RESPONSE_NOISE, MacMaker, pack_initiation, sender_index
 from crossedge.wire import messages as m
 from crossedge.wire import stun
 from crossedge.wire.endpoint import UdpEndpoint
-from crossedge.wire.envelope import ControlKey, PairKeys, seal, seal_cookie
+from crossedge.wire.envelope import ControlKey, PairKeys, seal
 from crossedge.wire.relay import pack_header
-from tests.simworld import PORT, TODAY, SimNode, SimWorld, echo
+from tests.rendezvous_client import Node, World
+from tests.simworld import PORT, TODAY, SimWorld, echo
 
 WATCHED = 60.0  # seconds for which what reaches the stranger counts
 
@@ -261,30 +263,22 @@ def test_handshake_initiations_under_load_are_answered_by_cookies(up: bool) -> N
 def test_true_handshake_response_from_elsewhere_to_a_node() -> None:
     """Somebody on the way sends bob's genuine response on from another address."""
     stage = Stage(up=False)
-    net, bob = stage.world.net, stage.bob
-    responses: list[bytes] = []
+    bob = stage.bob
+    taken: list[bytes] = []
+    poll = bob.poll_transmit
 
-    def divert(item: object) -> None:
-        datagram = getattr(item, "datagram", b"")
-        if datagram[:1] == b"\2":
-            responses.append(datagram)
-
-    restore = bob.poll_transmit
-
-    def poll() -> object:
-        item = restore()
-        while item is not None and item.datagram[:1] == b"\2":
-            divert(item)
-            item = restore()
+    def without_responses() -> Transmit | None:
+        while (item := poll()) is not None and item.datagram[0] == MessageType.RESPONSE:
+            taken.append(item.datagram)
         return item
 
-    bob.poll_transmit = poll  # type: ignore[method-assign, assignment]  # what the wire would do
-    stage.world.start_pings(stage.alice, bob, count=3)
-    stage.world.run(0.2)
-    assert responses
-    del bob.poll_transmit
-    assert stage.check(responses[-1]) <= len(responses[-1])
-    assert net.now > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bob, "poll_transmit", without_responses)
+        stage.world.start_pings(stage.alice, bob, count=3)
+        stage.world.run(0.2)
+    assert taken
+    stage.check(taken[-1])
+    assert stage.alice.peer(bob).up(stage.world.net.now)
 
 
 @SESSIONS
@@ -375,3 +369,115 @@ def test_garbage_to_a_node(up: bool) -> None:
             flipped[random.randrange(len(flipped))] ^= 1 << random.randrange(8)
             datagrams += [bytes(flipped), template[: random.randrange(1, len(template))]]
     stage.check(*(datagram for datagram in datagrams if datagram not in templates))
+
+
+def test_stock_peers_datagrams_from_elsewhere() -> None:
+    """Without traffic of ours; with it WireGuard's own rule holds: data goes to where it came from last."""
+    private = PrivateKey(Random(3).randbytes(32))
+    static = StaticPeerSettings("printer", private.public, (ip_network("10.8.0.0/24"),))
+    stage = Stage(up=False, static_peers=(static,))
+    remote = stage.alice.certificate.x25519
+    handshake = Initiator(private, remote, bytes(32))
+    noise = handshake.write(stage.random.randbytes(32), tai64n(stage.seq))
+    initiation = MacMaker(remote).finish(pack_initiation(99, noise), 0.0)
+    stage.alice.receive(initiation, stage.source, stage.world.net.now)
+    stage.alice.host.wake()
+    stage.world.run(1.0)
+    (response,) = stage.stranger.received
+    _, send, receive = handshake.read(response[RESPONSE_NOISE])
+    keypair = Keypair(
+        local_index=99,
+        remote_index=sender_index(response),
+        created=stage.world.net.now,
+        initiator=True,
+        send_key=send,
+        receive_key=receive,
+    )
+    stage.stranger.received.clear()
+    packet = echo(0, IPv4Address("10.8.0.1"), stage.alice.pod, 9, 1, 56)
+    stage.check(seal_transport(keypair, b""), seal_transport(keypair, packet))
+    assert stage.alice.received[-1] == packet
+
+
+# --- At a rendezvous ------------------------------------------------------------------------------------
+
+
+def test_rendezvous_answers_nothing_but_control_messages_and_stun() -> None:
+    world = World()
+    known = Node(world, "known")
+    known.register()
+    random = world.random
+    heads = (
+        b"\1\0\0\0",
+        b"\2\0\0\0",
+        b"\3\0\0\0",
+        b"\4\0\0\0",
+        b"\xce\1\2\0",
+        b"\xce\2",
+        b"\xce\3",
+        b"\xce\4",
+    )
+    for source in (known.endpoint, UdpEndpoint("192.0.2.200", 5555)):
+        for head in heads:
+            for size in (0, 4, 28, 60, 76, 88, 144, 1228):
+                world.now += 0.1
+                assert world.send(head + random.randbytes(size), source) == []
+    assert world.received == []
+
+
+def test_rendezvous_relays_as_many_bytes_as_came_and_none_back() -> None:
+    world = World()
+    alice, bob = Node(world, "alice"), Node(world, "bob", UdpEndpoint("203.0.113.9", 9))
+    alice.register()
+    bob.register()
+    channel = alice.call(bob).channel
+    world.received.clear()
+    datagram = pack_header(channel) + world.random.randbytes(500)
+    assert world.send(datagram, alice.endpoint) == []
+    assert [(data, to) for data, to, _ in world.received] == [(datagram, bob.endpoint)]
+
+
+def stun_requests(random: Random) -> list[bytes]:
+    transaction = random.randbytes(12)
+    made = [stun.encode_request(transaction, size=size) for size in range(20, 204, 4)]
+    made += [
+        stun.encode_request(transaction, ip, port, size)
+        for ip in (False, True)
+        for port in (False, True)
+        for size in (28, 56, 92)
+    ]
+    for kind in (0x0006, 0x0026, 0x0027, 0x7FFF, 0x8022):
+        for length in (0, 4, 40):
+            body = kind.to_bytes(2, "big") + length.to_bytes(2, "big") + random.randbytes(length)
+            made.append(b"\0\1" + len(body).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + transaction + body)
+    unknown = b"".join(kind.to_bytes(2, "big") + b"\0\0" for kind in range(0x7F00, 0x7F40))
+    made.append(b"\0\1" + len(unknown).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + transaction + unknown)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("hosts", "source", "most"),
+    [
+        (("192.0.2.1", "192.0.2.2"), UdpEndpoint("203.0.113.9", 40000), 56),
+        (("2001:db8::1", "2001:db8::2"), UdpEndpoint("2001:db8:5::9", 40000), 92),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_stun_stays_within_its_stated_exception(
+    hosts: tuple[str, ...], source: UdpEndpoint, most: int
+) -> None:
+    """An answer is never larger than stated, nor than its request but ten times a second for each prefix."""
+    world = World(hosts=hosts)
+    amplified = 0
+    for request in stun_requests(Random(5)) * 4:
+        for local in range(4):
+            replies = world.send(request, source, local) + [data for data, _, _ in world.received]
+            world.received.clear()
+            assert len(replies) <= 1
+            size = sum(map(len, replies))
+            assert size <= most
+            amplified += size > len(request)
+    assert 0 < amplified <= 10
+    for _ in range(50):
+        neighbour = UdpEndpoint(source.host.replace(".9", ".77").replace("::9", ":1::77"), 9)
+        assert world.send(stun.encode_request(bytes(12), size=20), neighbour) == []
