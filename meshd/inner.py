@@ -50,6 +50,7 @@ are big-endian. Each message starts with
         +--------------------------+-----------------+--- ... ---+
         | serial u64               | size of the list| the part
         +--------------------------+-----------------+--- ... ---+
+    8 Bye             number: 0; nothing more. The session is idle and its sender forgets it
 
 A version, bit or type that is not known is no error: unknown types are dropped and counted.
 """
@@ -66,7 +67,7 @@ from crossedge.wire.errors import WireError
 
 VERSION: Final = 1
 HELLO, PROBE, PROBE_REPLY, STATEMENT = 1, 2, 3, 4
-BLOCKLIST_ASK, BLOCKLIST_PART = 6, 7
+BLOCKLIST_ASK, BLOCKLIST_PART, BYE = 6, 7, 8
 FLAG: Final = 1  # a Hello's "heard", a probe's "answer in full"
 FLAG_ANSWER: Final = 2  # of a Hello
 LENGTH_MAX: Final = 0xFFFF
@@ -195,7 +196,16 @@ class BlocklistPart:
         )
 
 
-Inner = Hello | Probe | ProbeReply | Statement | BlocklistAsk | BlocklistPart
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The sender lets go of an idle session."""
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        return _pack(BYE, 0, 0, b"")
+
+
+Inner = Hello | Probe | ProbeReply | Statement | BlocklistAsk | BlocklistPart | Bye
 
 
 def _nano(seconds: float) -> int:
@@ -262,6 +272,8 @@ def decode(plaintext: bytes) -> Inner:
         serial, total = _BLOCKLIST_PART.unpack_from(plaintext, _HEADER.size)
         start = _HEADER.size + _BLOCKLIST_PART.size
         return BlocklistPart(serial, total, number, bytes(plaintext[start:length]))
+    if kind == BYE:
+        return Bye()
     raise WireError("unknown-type", f"in-session message {kind}")
 
 

@@ -168,6 +168,8 @@ class Paths:
         are too rare to choose by, and the first packet goes both ways.
         """
         best = choose(self._table.values(), self.current, self.since, now) if lively else None
+        if best is not None and best.relay and self._resting(now):
+            best = None
         if best is not None:
             if best is not self.current:
                 self.current, self.since = best, now
@@ -177,6 +179,13 @@ class Paths:
         self._assign(used, now, lively=lively, doubt=best is None)
         size = min((path.size + (RELAY_HEADER if path.relay else 0) for path in used), default=BASE)
         return tuple(path.endpoint for path in used), size
+
+    def _resting(self, now: float) -> bool:
+        """Tell whether the direct path in use is only untried for a while, because nothing went over it."""
+        current = self.current
+        if current is None or current.relay:
+            return False
+        return current.state is State.PROVEN and not current.trusted(now)
 
     def _in_doubt(self) -> list[Path]:
         """Return what to use while no path is trusted: at most two, a direct one and a relay if possible."""

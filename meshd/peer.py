@@ -18,7 +18,7 @@ from typing import Final
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import Direct, LinkReady, PathChanged, SessionChanged
 from crossedge.meshd.handshaking import NEVER, Handshaking
-from crossedge.meshd.inner import Inner, ProbeReply
+from crossedge.meshd.inner import Bye, Inner, ProbeReply
 from crossedge.meshd.link import Link
 from crossedge.meshd.offers import Offers
 from crossedge.meshd.path import Path, State
@@ -31,6 +31,7 @@ from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 
 ACTIVE_TIME: Final = 20.0  # seconds after the last packet for which a pair counts as having traffic
 SESSION_IDLE: Final = 300.0  # seconds without traffic after which a session is closed
+IDLE: Final = "idle"  # why the endpoints change, where nobody needs to hear of it
 SILENT: Final = 2.0  # seconds without a sign of life, with traffic, after which new keys are tried
 SILENT_AGAIN: Final = 5.0
 DOUBT_AGAIN: Final = 5.0  # seconds between calls because no direct path is good any more
@@ -67,6 +68,7 @@ class MeshPeer:
         self.last_data: float | None = None
         self.last_heard: float | None = None
         self._port = port
+        self._told: tuple[Endpoint, ...] = ()
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
 
@@ -232,6 +234,8 @@ class MeshPeer:
         if self.up(now):
             self.talk.state(now)
             self._port.touch(self)
+        if self.punch.phase is Phase.PAUSED and self.lively(now) and now - self._doubt_tried >= DOUBT_AGAIN:
+            self.recall(now)
 
     # --- What arrives -----------------------------------------------------------------------------------
 
@@ -333,6 +337,13 @@ class MeshPeer:
         self._flush()
         self._port.touch(self)
 
+    def bidden_farewell(self, now: float) -> None:
+        """Let go of the session as the peer has done, or where there is traffic make a new one at once."""
+        if self.session is not None and self.lively(now):
+            self.session.initiate(now, urgent=True)
+        else:
+            self.close("idle")
+
     def replied(self, reply: ProbeReply, source: Endpoint, now: float, stamp: float) -> None:
         """Take the answer to a probe."""
         path = self.paths.replied(reply, source, stamp, now)
@@ -395,6 +406,7 @@ class MeshPeer:
             if session.current is None and now - self._last_use() >= ACTIVE_TIME and not self._opening():
                 self.close("failed")
             elif now - self._last_use() >= SESSION_IDLE:
+                self.talk.say(Bye().encode(), now)
                 self.close("idle")
         self.pump(now)
 
@@ -502,25 +514,28 @@ class MeshPeer:
             if self.session is not None and self.session.current is None:
                 self._set_path((), 0, "no session")
             return
-        before = self.paths.current
-        endpoints, size = self.paths.select(now, lively=self.lively(now))
-        if self.paths.current is not before and self.paths.current is not None:
-            reason = "relayed" if self.paths.current.relay else "direct"
+        lively = self.lively(now)
+        endpoints, size = self.paths.select(now, lively=lively)
+        first = self.paths.get(endpoints[0]) if endpoints else None
+        if not lively or (len(endpoints) > 1 and first is not None and first.state is State.PROVEN):
+            reason = IDLE
+        elif len(endpoints) > 1:
+            reason = "in doubt"
         else:
-            reason = "in doubt" if len(endpoints) > 1 else "proven"
+            relayed = any(isinstance(endpoint, RelayEndpoint) for endpoint in endpoints)
+            reason = "relayed" if relayed else "direct"
         self._set_path(endpoints, size, reason)
         keepalive = self._port.keepalive()
         for path in self.paths:
             path.keepalive = keepalive
 
     def _set_path(self, endpoints: tuple[Endpoint, ...], size: int, reason: str) -> None:
-        old = self.link.endpoints
-        if endpoints == old and (not endpoints or size - self.link.overhead == self.link.datagram_size):
-            self._flush()
-            return
-        self.link.set_path(endpoints, size)
-        if endpoints != old:
-            self._port.emit(PathChanged(self.name, old, endpoints, reason))
+        changed = endpoints != self.link.endpoints
+        if changed or (endpoints and size - self.link.overhead != self.link.datagram_size):
+            self.link.set_path(endpoints, size)
+        if endpoints != self._told and (reason != IDLE or not self._told):
+            self._port.emit(PathChanged(self.name, self._told, endpoints, reason))
+            self._told = endpoints
         self._flush()
 
     def _flush(self) -> None:

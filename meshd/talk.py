@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from crossedge.meshd.constants import PADDING, TRANSPORT_OVERHEAD
 from crossedge.meshd.hello import HelloExchange, gso_types
-from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Hello, Inner, Probe, ProbeReply
+from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Bye, Hello, Inner, Probe, ProbeReply
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
 from crossedge.meshd.peerport import Port
 from crossedge.meshd.userping import UserPings
@@ -139,6 +139,8 @@ class Talk:
                     self.seal(part.encode(), source, now)
             case BlocklistPart():
                 self._port.blocklist_arrived(self._peer, message, now)
+            case Bye():
+                self._peer.bidden_farewell(now)
 
     def _hear_hello(self, hello: Hello, now: float) -> None:
         session = self._peer.session

@@ -14,6 +14,7 @@ from crossedge.meshd.inner import (
     Aeads,
     BlocklistAsk,
     BlocklistPart,
+    Bye,
     Gso,
     Hello,
     Inner,
@@ -41,6 +42,7 @@ GOLDEN: list[tuple[Inner, str]] = [
         "0300002200000007" + "0000000059682f00" + "0000000077359400" + "00000000861c4680" + "04d0",
     ),
     (Statement(b"rec", b"ce"), "0400001100000000" + "00030002" + "7265636365"),
+    (Bye(), "0800000800000000"),
     (BlocklistAsk(0x1234, 1024), "0600001000000400" + "0000000000001234"),
     (
         BlocklistPart(0x1234, 2000, 1024, b"list"),
@@ -94,6 +96,7 @@ def test_packets_and_keepalives_are_not_in_session_messages() -> None:
         ("0500000800000000", "unknown-type"),
         ("0600000800000000", "truncated"),
         ("0700001000000000" + "00" * 8, "truncated"),
+        ("0900000800000000", "unknown-type"),
         ("0000000800000000", "unknown-type"),
         ("01000010a1b2c3d4" + "00030700" + "0000ff78", "bad-version"),
         ("0400001100000000" + "00040002" + "7265636365", "bad-length"),
@@ -115,7 +118,7 @@ def test_hello_of_a_later_version_keeps_what_is_known() -> None:
     assert hello.gso == Gso(7)
 
 
-@given(st.binary(max_size=64), st.sampled_from([1, 2, 3, 4, 5, 6, 7]))
+@given(st.binary(max_size=64), st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8]))
 def test_only_wire_error_comes_out(tail: bytes, kind: int) -> None:
     with suppress(WireError):
         decode(bytes([kind]) + tail)

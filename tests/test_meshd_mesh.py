@@ -326,3 +326,25 @@ def test_in_session_messages_of_a_stock_peer_are_refused() -> None:
     (static,) = alice.mesh.static.values()
     alice.mesh.receive_inner(static.link, bytes(16), bob.host.endpoint(PORT), world.net.now)
     assert alice.dropped["inner-of-stock-peer"] == 1
+
+
+def test_session_that_one_side_forgot_is_forgotten_by_the_other_too() -> None:
+    world, alice, bob = pair()
+    world.ping(alice, bob, count=10)
+    world.run(SESSION_IDLE - 20.0)
+    bob.kill()
+    bob.start()  # it reopens the session that it had, and counts its idle time from now
+    world.run(40.0)
+    assert not alice.peer(bob).active
+    assert not bob.peer(alice).active
+    assert world.ping(bob, alice, count=50).lost == []
+
+
+def test_log_hears_of_a_path_when_it_changes_and_not_when_a_pair_rests() -> None:
+    world, alice, bob = pair()
+    world.ping(alice, bob, count=50)
+    before = len(alice.of(ev.PathChanged))
+    for _ in range(3):
+        world.run(ACTIVE_TIME + 10.0)
+        world.ping(alice, bob, count=5)
+    assert len(alice.of(ev.PathChanged)) - before <= 6
