@@ -44,6 +44,7 @@ class DataPlane:
         inner: Callable[[Link, bytes, Endpoint, float], None],
         wanted: Callable[[Link], None],
         moved: Callable[[Link, Endpoint, int], None],
+        unknown: Callable[[bytes], None] = lambda _: None,
         offloads: Offloads = ALL_OFFLOADS,
         mtu: int = MTU,
     ) -> None:
@@ -59,13 +60,14 @@ class DataPlane:
           per drain;
         - `moved(link, source, size)`: something genuine and new came from where the link does not send to, in
           datagrams of so many bytes, in-session messages not counted; once per batch;
+        - `unknown(address)`: a packet of ours was dropped, for nobody known has its destination; per packet;
         - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()
         policy = Policy(allowed, own)
         self._sink = Sink(write, offloads)
         self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
-        self._outbound = Outbound(policy, self._sink, transmit, wanted, self.dropped)
+        self._outbound = Outbound(policy, self._sink, transmit, wanted, unknown, self.dropped)
         self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, self.dropped)
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""

@@ -81,6 +81,7 @@ class Engine:
             inner=self._inner,
             wanted=self._wanted,
             moved=self._moved,
+            unknown=self._unknown,
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
         )
@@ -200,6 +201,9 @@ class Engine:
 
     def _moved(self, link: Link, source: Endpoint, size: int) -> None:
         self.mesh.roamed(link, source, size, boottime())
+
+    def _unknown(self, address: bytes) -> None:
+        self.mesh.want_address(address, boottime())
 
     def _too_big(self, endpoint: Endpoint, size: int) -> None:
         self.mesh.datagram_too_big(endpoint, boottime(), size)

@@ -28,7 +28,7 @@ from crossedge.meshd.packet import (
     outline,
     transport_header,
 )
-from crossedge.meshd.policy import Policy
+from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.superframe import (
@@ -91,6 +91,7 @@ class Outbound:
         "_split",
         "_stages",
         "_train",
+        "_unknown",
         "_wanted",
         "_wants",
         "buffer",
@@ -103,11 +104,13 @@ class Outbound:
         sink: Sink,
         transmit: Transmit,
         wanted: Callable[[Link], None],
+        unknown: Callable[[bytes], None],
         dropped: Counter[str],
     ) -> None:
         self._policy = policy
         self._sink = sink
         self._wanted = wanted
+        self._unknown = unknown
         self._dropped = dropped
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
@@ -134,6 +137,9 @@ class Outbound:
             verdict = "outbound-version"
         if isinstance(verdict, str):
             self._dropped[verdict] += 1
+            if verdict == NO_PEER:
+                first, last = (16, 20) if version == 4 else (24, 40)
+                self._unknown(bytes(self.view[SIZE + first : SIZE + last]))
             return
         stage = self._stages.get(verdict) or self._open(verdict, now)
         if stage is None:

@@ -15,6 +15,8 @@ from crossedge.meshd.link import Link
 from crossedge.meshd.packet import is_unicast
 
 CACHED_PAIRS: Final = 4096
+NO_PEER: Final = "outbound-no-peer"
+"""The verdict on a packet of ours for an address that nobody known has."""
 
 
 class Policy:
@@ -57,7 +59,7 @@ class Policy:
             return "outbound-multicast"
         if not self._own.lookup(source):
             return "outbound-source"
-        return self._allowed.lookup(destination) or "outbound-no-peer"
+        return self._allowed.lookup(destination) or NO_PEER
 
     def _judge_inbound(self, source: bytes, destination: bytes) -> Link | str:
         if not is_unicast(source) or self._own.lookup(source):

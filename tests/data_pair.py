@@ -59,6 +59,7 @@ class Side:
     inner: list[tuple[str, bytes, Endpoint, float]] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
     moved: list[Endpoint] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.session = FakeSession()
@@ -81,6 +82,7 @@ class Side:
             inner=lambda link, *said: self.inner.append((link.name, *said)),
             wanted=lambda link: self.wanted.append(link.name),
             moved=lambda _, source, size: self.moved.append(source),
+            unknown=lambda address: self.unknown.append(str(ip_address(address))),
             offloads=self.offloads,
         )
 

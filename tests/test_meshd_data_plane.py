@@ -61,6 +61,17 @@ def test_what_may_not_leave_is_counted(reason: str, packet: bytes) -> None:
     assert not alice.wanted
 
 
+def test_an_address_that_nobody_known_has_is_asked_for() -> None:
+    alice, _ = pair()
+    alice.read(
+        plain(udp(b"x", destination="10.160.9.9")),
+        plain(udp(b"x", source=A6, destination="fd00:9::1")),
+        plain(udp(b"x", source="192.168.1.1", destination="10.160.9.8")),  # not ours: nothing is asked for it
+        plain(udp(b"good")),
+    )
+    assert alice.unknown == ["10.160.9.9", "fd00:9::1"]
+
+
 @pytest.mark.parametrize(
     "frame",
     [
