@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -111,6 +112,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack, loop)
             self._up = True
+            gc.freeze()  # what stands now stays: no collection need walk it
             descriptors.ready(f"{self._identity.name}: {len(self._mesh.members)} peers known")
             log.info(
                 "node %s is up: crossedge %s, UDP port %d, %s, pods %s; %d peers known of before",
