@@ -1,0 +1,181 @@
+"""The underlay changes and has narrow places; what pods send arrives all the same."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from crossedge.lab.flows import run_flows
+from crossedge.lab.sites import join
+from tests.daemon_fleet import Fleet, a_fleet, longest_gap, until
+
+pytestmark = pytest.mark.namespaces
+
+INTERVAL = 0.02
+DIRECT_WITHIN = 5.0
+"""Seconds after a change of the network within which a pair is direct again."""
+DARK_AT_MOST = 2.0
+"""Seconds without an answer after a change; how short it is, is measured elsewhere."""
+TOPOLOGY = """
+name = "paths"
+[[region]]
+name = "east"
+[[region]]
+name = "west"
+[[backbone]]
+between = ["east", "west"]
+link = { delay_ms = 5 }
+[[node]]
+name = "meeting"
+role = "server"
+region = "east"
+[[router]]
+name = "home"
+region = "east"
+nat = "kernel"
+[[node]]
+name = "attic"
+router = "home"
+[[router]]
+name = "shop"
+region = "east"
+nat = "kernel"
+[[router]]
+name = "farm"
+region = "west"
+nat = "port-restricted"
+[[node]]
+name = "barn"
+router = "farm"
+[[router]]
+name = "narrow"
+region = "west"
+nat = "kernel"
+link = { mtu = 1280, mtu_icmp = false }
+[[node]]
+name = "hut"
+router = "narrow"
+"""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("paths")) as made:
+        yield made
+
+
+# Roaming
+
+
+def plug_in(fleet: Fleet, node: str, router: str) -> None:
+    """Give a node a second interface, eth1, in a router's LAN."""
+    placed, site = fleet.network.routers[router], fleet.network.nodes[node].site
+    inside, outside = placed.site.port("guest"), site.port("eth1")
+    join(inside, outside)
+    placed.site.enslave(inside, placed.bridge)
+    site.address(outside, f"{placed.lan[100]}/{placed.lan.prefixlen}", connected=True)
+
+
+def go_on_across(fleet: Fleet, *commands: str) -> float:
+    """Change the attic's network while it and the barn ping each other; return the longest silence."""
+    pings = [
+        fleet.pinging("attic", "barn", count=125, interval=INTERVAL),
+        fleet.pinging("barn", "attic", count=125, interval=INTERVAL, six=True),
+    ]
+    for command in commands:
+        fleet.run("attic", command)
+    results = [ping.result() for ping in pings]
+    assert all(seen.sent in seen.times for seen in results), "the last ping is answered"
+    dark = max(longest_gap(seen) for seen in results) * INTERVAL
+    assert dark < DARK_AT_MOST
+    print("dark", dark)
+    return dark
+
+
+def seen_at(fleet: Fleet) -> str:
+    """Return the address at which the rendezvous sees the attic."""
+    return str(fleet.status("attic")["rendezvous"][0]["observed"]).rpartition(":")[0]
+
+
+def reached_at(fleet: Fleet) -> str:
+    """Return the address to which the barn sends what is for the attic."""
+    return str(fleet.peer("barn", "attic")["endpoint"]).rpartition(":")[0]
+
+
+def test_a_pair_stays_direct_when_the_default_route_moves(fleet: Fleet) -> None:
+    home, shop = (fleet.network.routers[name] for name in ("home", "shop"))
+    fleet.go_direct("attic", "barn")
+    assert seen_at(fleet) == home.outer
+    plug_in(fleet, "attic", "shop")
+    go_on_across(fleet, f"ip route replace default via {shop.gateway} dev eth1 onlink")
+    until("the rendezvous sees the other router", lambda: seen_at(fleet) == shop.outer, DIRECT_WITHIN)
+    until("the pair is direct", lambda: fleet.path("attic", "barn") == "direct", DIRECT_WITHIN)
+
+
+def test_a_pair_is_direct_again_when_the_old_uplink_goes(fleet: Fleet) -> None:
+    shop = fleet.network.routers["shop"]
+    fleet.go_direct("attic", "barn")
+    go_on_across(fleet, "ip link set eth0 down")
+    until("the pair is direct", lambda: fleet.path("attic", "barn") == "direct", DIRECT_WITHIN)
+    assert reached_at(fleet) == shop.outer
+
+
+def test_a_pair_is_direct_again_when_the_way_out_and_the_address_change_at_once(fleet: Fleet) -> None:
+    home = fleet.network.routers["home"]
+    old, new = fleet.network.nodes["attic"].address4, str(home.lan[77])
+    fleet.go_direct("attic", "barn")
+    go_on_across(
+        fleet,
+        "ip link set eth1 down",
+        f"ip address del {old}/{home.lan.prefixlen} dev eth0",
+        f"ip address add {new}/{home.lan.prefixlen} dev eth0",
+        "ip link set eth0 up",
+        f"ip route replace default via {home.gateway} dev eth0 onlink",
+    )
+    until("the pair is direct", lambda: fleet.path("attic", "barn") == "direct", DIRECT_WITHIN)
+    assert reached_at(fleet) == seen_at(fleet) == home.outer
+    candidates = {each["endpoint"] for each in fleet.status("attic")["candidates"]}
+    assert f"{new}:41820" in candidates
+    assert f"{old}:41820" not in candidates
+
+
+# Narrow links
+
+
+def test_what_pods_send_passes_an_access_link_of_1280_bytes_that_tells_nobody(fleet: Fleet) -> None:
+    fleet.go_direct("barn", "hut")
+    pods = {name: fleet.member(name) for name in ("barn", "hut")}
+    wanted = [
+        (pods[source].pod, address)
+        for source, target in (("barn", "hut"), ("hut", "barn"))
+        for address in (pods[target].pod4, pods[target].pod6)
+    ]
+    assert run_flows(fleet.network, [each.pod for each in pods.values()], wanted, 1 << 20) == [""] * 4
+    for source, address in wanted:
+        target = next(each.pod for each in pods.values() if each.pod != source)
+        assert udp_arrives(fleet, source, target, address, 1352)
+    # The largest packet that fits the interface, and so leaves the pod in one piece.
+    assert udp_arrives(fleet, pods["barn"].pod, pods["hut"].pod, pods["hut"].pod6, 1332)
+    assert fleet.path("barn", "hut") == "direct"
+    assert fleet.peer("barn", "hut")["datagram_bytes"] <= 1280 - 28
+
+
+def udp_arrives(fleet: Fleet, source: str, target: str, address: str, size: int) -> bool:
+    """Tell whether ten datagrams of that many bytes arrive whole."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        fleet.open(target, socket.socket, family, socket.SOCK_DGRAM) as receiver,
+        fleet.open(source, socket.socket, family, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind((address, 7001))
+        receiver.settimeout(3.0)
+        sent = [os.urandom(size) for _ in range(10)]
+        for data in sent:
+            sender.sendto(data, (address, 7001))
+        try:
+            return [receiver.recv(2000) for _ in sent] == sent
+        except TimeoutError:
+            return False
