@@ -20,8 +20,9 @@ from crossedge.meshd.challenges import Challenges
 from crossedge.meshd.client import RendezvousClient
 from crossedge.meshd.events import BlocklistToPersist, MeshEvent, Notice
 from crossedge.meshd.netcheck import Netcheck, NetcheckReport
-from crossedge.meshd.nodecontrol import NodeControl
+from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT, NodeControl
 from crossedge.meshd.ownrecord import OwnRecord
+from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.stunclient import StunObservers
@@ -256,17 +257,16 @@ class ControlPlane:
 
     # --- Pings ------------------------------------------------------------------------------------------
 
-    def ping(
-        self, member: dir_.Peer, endpoint: UdpEndpoint, attempt: int, ttl: int | None, now: float
-    ) -> None:
+    def ping(self, member: dir_.Peer, shot: Shot, now: float) -> None:
         """Challenge an endpoint; the caller has paid for it."""
-        number = self._challenges.new(member.node_id, endpoint, now)
-        message = m.Ping(id=number, seq=self._numbers.next(now), attempt=min(attempt, 255))
-        sealed = self.node.seal(message, member.record.control_key)
+        number = self._challenges.new(member.node_id, shot.endpoint, now)
+        message = m.Ping(id=number, seq=self._numbers.next(now), attempt=shot.attempt)
+        floor = PING_SHORT if shot.short else PING_LONG
+        sealed = self.node.seal(message, member.record.control_key, floor)
         if sealed is None:
             return
         self.sent["ping"] += 1
-        self.transmit(endpoint, sealed, ttl)
+        self.transmit(shot.endpoint, sealed, shot.ttl)
 
     def receive(self, datagram: bytes, source: Endpoint, now: float) -> None:
         """Take an untrusted control datagram (CE 01)."""

@@ -13,8 +13,10 @@ from typing import Final, NamedTuple
 from crossedge.meshd.seqwindow import SequenceWindow
 from crossedge.wire.envelope import ControlKey, PairKeys, Sealed, seal
 from crossedge.wire.errors import WireError
-from crossedge.wire.messages import Message, decode, encode
+from crossedge.wire.messages import Message, decode, encode, padded
 
+PING_SHORT: Final = 96  # bytes of the plaintext of a ping that answers one: no less than a pong has
+PING_LONG: Final = 240  # of one that opens: it pays for its pong and for a short ping back
 PAIRS_MAX: Final = 16_384  # as many as the directory has members
 NONCE: Final = 24
 KEY_LIFE: Final = 86_400.0  # seconds after which our control key is replaced
@@ -45,9 +47,12 @@ class NodeControl:
         """Return when the key is due to be replaced, in seconds of `now`."""
         return self._made + KEY_LIFE
 
-    def seal(self, message: Message, other: bytes) -> bytes | None:
-        """Return the datagram (or the sealed body of a call) for the node with this control key."""
-        return self._seal(encode(message), other)
+    def seal(self, message: Message, other: bytes, size: int = 0) -> bytes | None:
+        """Return the datagram (or the sealed body of a call) for the node with this control key.
+
+        The plaintext is padded to at least `size` bytes.
+        """
+        return self._seal(padded(message, size) if size else encode(message), other)
 
     def _seal(self, plaintext: bytes, other: bytes) -> bytes | None:
         try:

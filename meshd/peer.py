@@ -290,6 +290,8 @@ class MeshPeer:
         path.heard(now)
         if self.up(now):
             path.prove(now)
+            if first:
+                path.nudge(now)  # what it got before was small
         elif first:
             self.handshaking.try_way(endpoint, now)
         self._port.touch(self)

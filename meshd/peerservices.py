@@ -14,6 +14,7 @@ from crossedge.meshd.hello import HelloExchange, gso_bits
 from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Statement
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.mesh_control import ControlPlane
+from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT
 from crossedge.meshd.noise import NoiseError
 from crossedge.meshd.path import KEEPALIVE_INTERVAL
 from crossedge.meshd.peer import MeshPeer
@@ -22,10 +23,8 @@ from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
-from crossedge.wire.limits import MAX_CONTROL, MAX_PLAINTEXT
-from crossedge.wire.messages import REQUEST_FLOOR
+from crossedge.wire.limits import ENVELOPE_OVERHEAD
 
-PING_SIZE: Final = REQUEST_FLOOR + MAX_CONTROL - MAX_PLAINTEXT  # bytes of a ping's datagram
 LIFETIME_SHARE: Final = 0.8  # of a measured mapping lifetime after which the mapping is used again
 LIFETIME_LEAST: Final = 5.0  # seconds: no NAT is kept open by more
 
@@ -74,10 +73,11 @@ class PeerServices:
     def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
         """Send a sealed ping, if it can be paid for."""
         path = peer.paths.get(shot.endpoint)
-        if path is not None and not path.pays(PING_SIZE):
+        size = ENVELOPE_OVERHEAD + (PING_SHORT if shot.short else PING_LONG)
+        if path is not None and not path.pays(size):
             self.dropped["unproven-source"] += 1
         elif (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
-            self._plane.ping(peer.member, shot.endpoint, shot.attempt, shot.ttl, now)
+            self._plane.ping(peer.member, shot, now)
 
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""

@@ -54,6 +54,8 @@ class Shot:
     endpoint: UdpEndpoint
     attempt: int
     ttl: int | None = None
+    short: bool = False
+    """Whether it answers a ping and must not be longer than that paid for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Punch:
         if len(self._heard) >= HEARD_MAX:
             del self._heard[next(iter(self._heard))]
         self._heard[endpoint] = None
-        self._queue.extend((now + offset, Shot(endpoint, self.attempt)) for offset in HEARD)
+        self._queue.extend((now + offset, Shot(endpoint, self.attempt, short=True)) for offset in HEARD)
 
     def done(self) -> None:
         """Stop: a direct path was proven."""

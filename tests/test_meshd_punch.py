@@ -118,7 +118,7 @@ def test_first_receive_is_answered_by_three_more_packets_and_the_second_by_none(
     punch.heard(OTHER, 0.5)
     punch.heard(OTHER, 0.6)
     shots = [item for _, item in run(punch, 0.5, 1.0)]
-    assert shots == [Shot(OTHER, 1)] * len(HEARD)
+    assert shots == [Shot(OTHER, 1, short=True)] * len(HEARD)
 
 
 def test_first_receive_in_a_pause_is_answered_too() -> None:
