@@ -86,6 +86,7 @@ class Mesh:
         self._deadlines: Deadlines[AnyPeer] = Deadlines()
         self._owners: dict[Link, AnyPeer] = {}
         self._recent: dict[bytes, MeshPeer] = {}
+        self._untried: MeshPeer | None = None
 
         self._control_deadline: float | None = None
         self._control = ControlPlane(settings, self, clock, numbers, random, now)
@@ -266,6 +267,9 @@ class Mesh:
             again.repeated(source, len(datagram), now)
             return
         session = self.handshakes.receive(datagram, source, now)
+        untried, self._untried = self._untried, None
+        if session is None and untried is not None:
+            untried.refuse()  # whoever wrote it knew the member's public key and no more
         owner = None if session is None else session.owner
         if isinstance(owner, MeshPeer):
             owner.handshaken(source, len(datagram), now)
@@ -290,6 +294,8 @@ class Mesh:
             return stock.session
         member = self.control.directory.by_session_key(static)
         peer = None if member is None else self.members.get(member.node_id)
+        if peer is not None and not peer.active:
+            self._untried = peer
         return None if peer is None else peer.accept(self._now)
 
     # --- Time and output --------------------------------------------------------------------------------

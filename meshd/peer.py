@@ -175,6 +175,14 @@ class MeshPeer:
         self._ensure_session(now)
         return self.session
 
+    def refuse(self) -> None:
+        """Let go of the session that `accept` made: the handshake was not the peer's, or not a new one."""
+        if self.session is not None:
+            self.session.close()
+        self.session = None
+        self.opened_at = None
+        self.handshaking.since = NEVER
+
     def recall(self, now: float) -> None:
         """Call again: a rendezvous is in reach now, or something of ours changed that the peer must know."""
         if self.session is None:
