@@ -140,7 +140,7 @@ class StockLab:
         count = str(int(seconds / interval))
         return self.network.popen(
             where,
-            ["ping", "-n", "-c", count, "-i", str(interval), "-W", "2", target],
+            ["ping", "-n", "-q", "-c", count, "-i", str(interval), "-W", "2", target],
             stdout=subprocess.PIPE,
             text=True,
         )
