@@ -27,7 +27,7 @@ from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.answers import Answers
-from crossedge.meshd.config import MeshdConfig, StaticPeer
+from crossedge.meshd.config import MeshdConfig
 from crossedge.meshd.control import ControlServer
 from crossedge.meshd.desired import MARK
 from crossedge.meshd.engine import Engine, Own
@@ -198,6 +198,10 @@ class Daemon:
         for server in self._identity.bundle.rendezvous:
             tell = partial(self._found, server.public_key)
             self._spawn(keep_resolved(server.host, server.port, self._families, tell))
+        for peer in self._config.static_peer:
+            if peer.endpoint is not None:
+                tell = partial(self._static_found, peer.name)
+                self._spawn(keep_resolved(*split(peer.endpoint), self._families, tell))
         self._spawn(self._keep_clock())
         self._spawn(self._keep_persisting())
         self._answers = Answers(self._engine, self._host, self.check_nat, self._identity)
@@ -225,7 +229,17 @@ class Daemon:
             mesh_prefixes=bundle.supernets,
             advertise=await self._resolved("advertise", config.advertise),
             stun=await self._resolved("stun", config.stun),
-            static_peers=tuple([await self._static(peer) for peer in config.static_peer]),
+            static_peers=tuple(
+                StaticPeerSettings(
+                    peer.name,
+                    peer.public_key,
+                    peer.allowed_ips,
+                    None,  # told as soon as its name is resolved, which for an address is at once
+                    self._preshared.get(peer.name),
+                    peer.keepalive,
+                )
+                for peer in config.static_peer
+            ),
             aeads=Aeads(0) if "superframes" in config.disable_offloads else aeads,
             gso=Offloads.named(tun.offloads).gso,
             underlay_mtu=self._underlay_mtu(),
@@ -248,20 +262,6 @@ class Daemon:
                 return await resolve(host, port, self._families)
         except TimeoutError:
             return None
-
-    async def _static(self, peer: StaticPeer) -> StaticPeerSettings:
-        endpoint = None
-        if peer.endpoint is not None:
-            found = await self._resolved(f"static_peer {peer.name}", (peer.endpoint,))
-            endpoint = found[0] if found else None
-        return StaticPeerSettings(
-            peer.name,
-            peer.public_key,
-            peer.allowed_ips,
-            endpoint,
-            self._preshared.get(peer.name),
-            peer.keepalive,
-        )
 
     def _newest_blocklist(self) -> Blocklist:
         """Return the persisted blocklist where it holds and is newer than the bundle's, else the bundle's."""
@@ -332,6 +332,10 @@ class Daemon:
         self._mesh.set_rendezvous(key, endpoint, boottime())
         self._engine.settle()
         self._check_nat_soon()
+
+    def _static_found(self, name: str, endpoint: UdpEndpoint) -> None:
+        self._mesh.set_static_endpoint(name, endpoint, boottime())
+        self._engine.settle()
 
     # --- Network checks ---------------------------------------------------------------------------------
 

@@ -125,6 +125,14 @@ class Mesh:
         self.control.set_rendezvous(public_key, endpoint, now)
         self._pump()
 
+    def set_static_endpoint(self, name: str, endpoint: UdpEndpoint, now: float) -> None:
+        """Tell where the name in a stock peer's endpoint leads now; a peer that is heard knows better."""
+        self._now = now
+        for static in self.static.values():
+            if static.name == name:
+                static.resolved(endpoint, now)
+        self._pump()
+
     def set_host_addresses(self, addresses: Iterable[str], now: float, *, moved: bool = False) -> None:
         """Take the host's own addresses, favourites first, without loopback, link-local and the TUN's.
 

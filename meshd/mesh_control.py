@@ -217,10 +217,16 @@ class ControlPlane:
         self._say(now)
 
     def begin_netcheck(self, ports: Sequence[int], now: float) -> None:
-        """Start a network check with sockets on these local ports, the daemon's own first."""
-        servers = [*(client.endpoint for client in self.clients.values()), *self.settings.stun]
+        """Start a network check with sockets on these local ports, the daemon's own first.
+
+        With nobody to ask there is none, and what an earlier one found still stands.
+        """
+        known = [*(client.endpoint for client in self.clients.values()), *self.settings.stun]
+        servers = [server for server in known if ":" not in server.host]
+        if not servers:
+            return
         hosts = [c.endpoint.host for c in self.candidates.current if c.kind is CandidateKind.HOST]
-        self.netcheck = Netcheck([s for s in servers if ":" not in s.host], ports, hosts, self._random, now)
+        self.netcheck = Netcheck(servers, ports, hosts, self._random, now)
         self._netcheck_done(now)
 
     def _netcheck_done(self, now: float) -> None:

@@ -94,6 +94,15 @@ class StaticPeer:
             self.session.initiate(now)
         self._port.touch(self)
 
+    def resolved(self, endpoint: UdpEndpoint, now: float) -> None:
+        """Take what the configured name leads to, unless the peer speaks to us from where it is."""
+        if endpoint == self.endpoint or (self.session is not None and self.session.usable(now)):
+            return
+        self._move(endpoint)
+        if self.session is not None and (self.link.queue or self.settings.keepalive):
+            self.session.initiate(now)
+        self._port.touch(self)
+
     def heard(self, source: Endpoint, now: float) -> None:
         """Follow the peer to where its last authenticated datagram came from (paper, 2.1)."""
         self.last_heard = now

@@ -273,8 +273,8 @@ def test_snapshots_say_what_is_there() -> None:
     assert {str(route.prefix) for route in routes} == {str(prefix) for prefix in bob.certificate.allowed_ips}
 
 
-def stock_pair() -> tuple[SimWorld, SimNode, SimNode]:
-    """Two nodes that know each other as stock peers; only alice knows where bob is."""
+def stock_pair(*, known: bool = True) -> tuple[SimWorld, SimNode, SimNode]:
+    """Two nodes that know each other as stock peers; only alice knows where bob is, if anybody does."""
     world = SimWorld()
     alice = SimNode(world, "alice", 1, world.router("full-cone").host("alice"))
     bob = SimNode(world, "bob", 2, world.net.host("bob", region="cloud"))
@@ -284,7 +284,7 @@ def stock_pair() -> tuple[SimWorld, SimNode, SimNode]:
             "bob",
             bob.certificate.x25519,
             bob.certificate.allowed_ips,
-            UdpEndpoint(bob.host.addresses[0], PORT),
+            UdpEndpoint(bob.host.addresses[0], PORT) if known else None,
         ),
     )
     bob.static_peers = (StaticPeerSettings("alice", alice.certificate.x25519, alice.certificate.allowed_ips),)
@@ -310,6 +310,20 @@ def test_stock_peer_is_followed_to_where_it_roams() -> None:
     (static,) = bob.mesh.static.values()
     assert alice.host.above is not None
     assert static.endpoint == UdpEndpoint(alice.host.above.addresses[0], PORT)
+
+
+def test_stock_peer_whose_name_resolves_late_gets_what_waited_for_it() -> None:
+    world, alice, bob = stock_pair(known=False)
+    pings = world.start_pings(alice, bob, count=50)
+    world.run(0.3)
+    assert not pings.answered
+    alice.mesh.set_static_endpoint("bob", UdpEndpoint(bob.host.addresses[0], PORT), world.net.now)
+    alice.host.wake()
+    world.run(2.0)
+    assert pings.lost == []
+    alice.mesh.set_static_endpoint("bob", UdpEndpoint("192.0.2.1", PORT), world.net.now)
+    (static,) = alice.mesh.static.values()
+    assert static.endpoint == UdpEndpoint(bob.host.addresses[0], PORT), "it speaks from there"
 
 
 def test_stock_peer_gets_the_mtu_of_its_underlay() -> None:
