@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,13 @@ SERVERS = ("first", "second")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("servers")) as made:
         for server in SERVERS:
-            until(f"all nodes are at {server}", lambda s=server: made.leases(s) == 3, 10.0)
+            until(f"all nodes are at {server}", partial(all_at, made, server), 10.0)
         yield made
+
+
+def all_at(fleet: Fleet, server: str) -> bool:
+    """Tell whether a rendezvous has every node."""
+    return fleet.leases(server) == 3
 
 
 def checkpoint(server: str) -> Path:
@@ -73,7 +79,7 @@ def registered_again(fleet: Fleet) -> float:
     """Wait until every rendezvous has every node, and every node knows it; return how long that took."""
 
     def all_there() -> bool:
-        return all(fleet.leases(server) == 3 for server in SERVERS)
+        return all(all_at(fleet, server) for server in SERVERS)
 
     return until("all nodes are registered again", all_there, BACK_WITHIN)
 
