@@ -117,6 +117,7 @@ class Mesh:
         self._stack = stack
         stack.callback(self.stop)
         self._authority = ROOTS / AUTHORITY
+        stack.callback(shutil.rmtree, ROOTS, ignore_errors=True)  # another mesh may follow in this lab
 
     def make_identities(self, sign: Mapping[str, Sequence[str]] | None = None) -> None:
         """Make the network's authority, the rendezvous' keys, and signed bundles for all nodes.
