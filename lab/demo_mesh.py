@@ -115,9 +115,9 @@ class Mesh:
         self.stubborn: list[str] = []
         """Programs that had to be killed."""
         self._stack = stack
+        stack.callback(shutil.rmtree, ROOTS, ignore_errors=True)  # another mesh may follow in this lab
         stack.callback(self.stop)
         self._authority = ROOTS / AUTHORITY
-        stack.callback(shutil.rmtree, ROOTS, ignore_errors=True)  # another mesh may follow in this lab
 
     def make_identities(self, sign: Mapping[str, Sequence[str]] | None = None) -> None:
         """Make the network's authority, the rendezvous' keys, and signed bundles for all nodes.
