@@ -6,9 +6,9 @@ it can be sent to: over all types of CE and WireGuard messages, at a rendezvous 
                           a stranger, to whom alice's answers go when what bob sealed, or anybody
                           else made up, comes with the stranger's address as its source
 
-The stranger answers nothing, so it never shows that it can be sent to. Everything that reaches it within a
-minute counts. What a rendezvous answers to sealed messages is in `test_rendezvous_hostile`; here are the
-other types.
+Nobody named the stranger's address (what is named has a budget of its own: `test_meshd_budget`), and it
+answers nothing, so it never shows that it can be sent to. Everything that reaches it within a minute counts.
+What a rendezvous answers to sealed messages is in `test_rendezvous_hostile`; here are the other types.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def control_messages(stage: Stage) -> dict[str, m.Message]:
             caller_seq=seq,
             channel=1,
             observed=observed,
-            sealed=stage.sealed(m.CallBody(seq=seq, attempt=1, candidates=(observed,))),
+            sealed=stage.sealed(m.CallBody(seq=seq, attempt=1)),
         ),
         m.Bind(id=1, seq=seq, channel=1),
         m.Bound(id=1, channel=1, observed=observed),
