@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,13 @@ class Pinging:
         """Whether it still goes on."""
         return self._process.poll() is None
 
-    def stop(self) -> None:
-        """End it; what it saw is of no interest."""
-        self._process.kill()
-        self._process.wait()
+    def stop(self, *, after: int = 10) -> PingResult:
+        """End it after so many further answers; return what it saw until the last of them."""
+        wanted = self.answered + after
+        until("the ping is answered again", lambda: self.answered >= wanted, 10.0)
+        self._process.send_signal(signal.SIGINT)
+        seen = self.result()
+        return replace(seen, sent=max(seen.times), received=len(seen.times))
 
     def result(self) -> PingResult:
         """Return what it saw, once it is over."""

@@ -114,8 +114,8 @@ def damages(fleet: Fleet) -> dict[str, list[str]]:
 )
 def test_what_is_deleted_by_hand_is_back_within_a_second_and_traffic_goes_on(fleet: Fleet, what: str) -> None:
     before = fleet.picture("attic")
-    ping = fleet.pinging("barn", "attic", count=75, interval=INTERVAL)
-    six = fleet.pinging("attic", "barn", count=75, interval=INTERVAL, six=True)
+    ping = fleet.pinging("barn", "attic", count=55, interval=INTERVAL)
+    six = fleet.pinging("attic", "barn", count=55, interval=INTERVAL, six=True)
     for command in damages(fleet)[what]:
         fleet.run("attic", command)
     start = time.monotonic()
