@@ -22,7 +22,7 @@ ROBUST_AT = 0.2  # relative error from which on an error counts linearly, not sq
 SHRINK = 2.0  # weight of the term that keeps the points together where few measurements hold them
 ITERATIONS = 400
 LANDMARKS = 256  # nodes whose shortest paths place all others at the start
-START_HEIGHT = 2.0  # ms
+START_HEIGHT = 0.02  # of the root mean square RTT, but at most half of the shortest
 TINY = 1e-6  # ms squared; keeps the slope finite where two points fall together
 
 
@@ -110,7 +110,7 @@ def fit(
     (a detour) pulls, but does not rule.
     """
     points = start_points(n, rows, columns, rtt, dimensions, rng)
-    scale = float(np.median(rtt))
+    scale = float(np.sqrt(np.mean(rtt**2)))
     weights = np.ones(len(rtt)) if weight is None else weight
     shape = n * dimensions
 
@@ -130,7 +130,7 @@ def fit(
         value = robust_at * float(weights @ (root - 1.0)) + SHRINK * float((at**2).sum()) / scale**2
         return value, np.concatenate([gradient.ravel(), rise])
 
-    flat = np.concatenate([points.ravel(), np.full(n, START_HEIGHT)])
+    flat = np.concatenate([points.ravel(), np.full(n, min(START_HEIGHT * scale, float(rtt.min()) / 2))])
     bounds = [(None, None)] * shape + [(0.0, None)] * n
     for robust_at, iterations in ((0.5, ITERATIONS // 2), (ROBUST_AT, ITERATIONS)):
         flat = minimize(

@@ -1,0 +1,99 @@
+"""The p-median problem without capacities: greedy, interchange and restarts, each step over all swaps at once.
+
+`cost` is always (users, candidates): weight times RTT. Fewer than a dozen array operations price every swap of an
+open node for a closed one (after Resende and Werneck's profit tables, as matrix products).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crossedge.sched.matrix import Floats, Ints
+
+SWAPS_MAX = 200  # per descent; each one improves, so this is a bound and not a limit that is met
+IMPROVES = 1e-9  # relative
+SMALL = 1_000_000  # entries of `cost` up to which restarts are cheap
+RESTARTS_SMALL = 12
+RESTARTS_LARGE = 1
+SHAKE = 0.4  # share of the open nodes that a restart exchanges
+
+
+def total(cost: Floats, opened: Ints) -> float:
+    """Return the cost of serving every user from its nearest open node."""
+    return float(cost[:, opened].min(axis=1).sum())
+
+
+def greedy(cost: Floats, replicas: int, opened: Ints | None = None) -> Ints:
+    """Open the node that saves most, one after the other, beginning with those that are open."""
+    result = [] if opened is None else [int(index) for index in opened]
+    best = cost[:, result].min(axis=1) if result else np.full(len(cost), np.inf)
+    while len(result) < replicas:
+        sums = np.minimum(cost, best[:, None]).sum(axis=0)
+        sums[result] = np.inf
+        node = int(np.argmin(sums))
+        result.append(node)
+        best = np.minimum(best, cost[:, node])
+    return np.array(result, dtype=np.int64)
+
+
+def swap_costs(cost: Floats, opened: Ints) -> Floats:
+    """Return (open, candidates): the change of the total if that open node is exchanged for that candidate."""
+    own = cost[:, opened]
+    nearest = own.argmin(axis=1)
+    rows = np.arange(len(cost))
+    first = own[rows, nearest]
+    if len(opened) > 1:
+        own[rows, nearest] = np.inf
+        second = own.min(axis=1)
+    else:
+        second = np.full(len(cost), np.inf)
+    home = np.zeros((len(cost), len(opened)), dtype=cost.dtype)
+    home[rows, nearest] = 1.0
+    saved = np.minimum(cost, first[:, None]).sum(axis=0) - first.sum()
+    lost = home.T @ np.clip(cost, first[:, None], second[:, None]) - (home.T @ first)[:, None]
+    change: Floats = saved[None, :] + lost
+    change[:, opened] = np.inf
+    return change
+
+
+def interchange(cost: Floats, opened: Ints) -> Ints:
+    """Exchange open nodes for closed ones, the best swap first, until no swap is an improvement."""
+    opened = opened.copy()
+    if len(opened) >= cost.shape[1]:
+        return opened
+    now = total(cost, opened)
+    for _ in range(SWAPS_MAX):
+        change = swap_costs(cost, opened)
+        row, column = np.unravel_index(int(np.argmin(change)), change.shape)
+        trial = opened.copy()
+        trial[row] = column
+        then = total(cost, trial)
+        if then >= now * (1.0 - IMPROVES):
+            break
+        opened, now = trial, then
+    return opened
+
+
+def solve(cost: Floats, replicas: int, rng: np.random.Generator, start: Ints | None = None) -> Ints:
+    """Return the best set of open nodes found, sorted.
+
+    Args:
+        cost: (users, candidates).
+        replicas: how many to open, at most the number of candidates.
+        rng: shakes the best answer for restarts.
+        start: an earlier answer to begin with as well.
+    """
+    large = cost.size > SMALL
+    search = cost.astype(np.float32) if large else cost
+    best = interchange(search, greedy(search, replicas))
+    if start is not None and len(start) == replicas:
+        other = interchange(search, start)
+        best = min(best, other, key=lambda opened: total(cost, opened))
+    for _ in range(RESTARTS_LARGE if large else RESTARTS_SMALL):
+        kept = rng.permutation(best)[: replicas - max(1, round(SHAKE * replicas))]
+        others = np.setdiff1d(np.arange(cost.shape[1]), best)
+        extra = min(len(others), max(1, (replicas - len(kept)) // 2))
+        shaken = np.concatenate([kept, rng.choice(others, extra, replace=False)]) if extra else kept
+        trial = interchange(search, greedy(search, replicas, shaken.astype(np.int64)))
+        best = min(best, trial, key=lambda opened: total(cost, opened))
+    return np.sort(best)
