@@ -1,8 +1,8 @@
 """Lower bounds for placements: Lagrangian duals of the p-median problem, raised by subgradient steps.
 
-The constraints "every user is served" are relaxed with one multiplier per user. Whatever the multipliers, the dual
-value is not above the optimum (weak duality), so a bound holds however few steps were made. Rounding of floats is
-taken off at the end.
+The constraints "every user is served" are relaxed with one multiplier per user. Whatever the multipliers, the
+dual value is not above the optimum (weak duality), so a bound holds however few steps were made. Rounding of
+floats is taken off at the end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 from crossedge.sched.matrix import Floats, Ints
 
-NEAR_PARTS = 5  # of the candidates nearest to a user, replicas' worth of them times this are priced
-NEAR_MIN = 300
+NEAR_PARTS = 3  # of the candidates nearest to a user, replicas' worth of them times this are priced
+NEAR_MIN = 200
 CLOSE_ENOUGH = 2e-4  # relative gap at which to stop
 PATIENCE = 12  # steps without progress before the step length is halved
 STEP = 1.2
@@ -30,8 +30,9 @@ def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float
         opened: a good answer: it starts the multipliers and sets the length of the steps.
         steps: at most so many.
 
-    A multiplier is kept at most at the cost of the user's farthest priced candidate, so that the candidates that are
-    not priced have no reduced cost below zero: the bound is exact although most of `cost` is never looked at.
+    A multiplier is kept at most at the cost of the user's farthest priced candidate, so that the candidates
+    that are not priced have no reduced cost below zero: the bound is exact although most of `cost` is never
+    looked at.
     """
     users, candidates = cost.shape
     near = min(candidates, max(NEAR_MIN, NEAR_PARTS * candidates // max(replicas, 1)))
@@ -88,7 +89,8 @@ def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float
 def capacitated_bound(
     rtt: Floats, weights: Floats, capacities: Floats, replicas: int, opened: Ints, upper: float, steps: int
 ) -> float:
-    """Return a lower bound of the least total of weight times RTT where no node serves more than its capacity.
+    """Return a lower bound of the least total of weight times RTT where no node serves more than its
+    capacity.
 
     Args:
         rtt: (users, candidates) ms.
@@ -99,7 +101,8 @@ def capacitated_bound(
         upper: its total.
         steps: at most so many.
 
-    With the multipliers fixed, each node alone solves a continuous knapsack: the users that it would gain most by.
+    With the multipliers fixed, each node alone solves a continuous knapsack: the users that it would gain
+    most by.
     """
     users, candidates = rtt.shape
     uniform = bool(np.all(weights == weights[0]) and np.all(capacities == capacities[0]))

@@ -1,9 +1,10 @@
 """Numbers for the pairs that nobody measured, with a confidence; none for what cannot be reached.
 
-Three estimators compete on measured pairs that are hidden from them, and the best one is used: shortest paths over
-measured pairs, coordinates, and coordinates corrected by region. The last one learns what geometry cannot know:
-paths between two regions are detours by much the same factor, so the residual (the logarithm of measured over
-estimated) of a pair is the mean of the residuals of measured pairs whose ends are near its ends.
+Three estimators compete on measured pairs that are hidden from them, and the best one is used: shortest paths
+over measured pairs, coordinates, and coordinates corrected by region. The last one learns what geometry
+cannot know: paths between two regions are detours by much the same factor, so the residual (the logarithm of
+measured over estimated) of a pair is the mean of the residuals of measured pairs whose ends are near its
+ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from crossedge.sched.matrix import Flags, Floats, Ints, LatencyMatrix, State
 
 MIN_PEERS = 3  # measured pairs that a node needs before anything is estimated for it
 FOLDS = 3
+FIT_PAIRS = 32  # per node: more would move coordinates little and take long
 ROUNDS = (
     (40.0, 2),
     (20.0, 3),
@@ -41,7 +43,8 @@ class Completion:
         matrix: measured, else estimated, else nothing.
         estimator: the one that was used, "none" where nothing was left to estimate.
         errors: median relative error of each estimator on pairs hidden from it.
-        lone: indices of nodes for which nothing was estimated: too little is known of them, or they do not answer.
+        lone: indices of nodes for which nothing was estimated: too little is known of them, or they do not
+            answer.
     """
 
     matrix: LatencyMatrix
@@ -63,8 +66,11 @@ def by_paths(
 def by_coordinates(
     n: int, rows: Ints, columns: Ints, rtt: Floats, weight: Floats, rng: np.random.Generator
 ) -> Floats:
-    """Estimate each pair by coordinates fitted to all measured pairs."""
+    """Estimate each pair by coordinates fitted to the measured pairs, or to enough of them."""
     every = np.arange(n)
+    if len(rtt) > FIT_PAIRS * n:
+        kept = rng.choice(len(rtt), FIT_PAIRS * n, replace=False)
+        rows, columns, rtt, weight = rows[kept], columns[kept], rtt[kept], weight[kept]
     return fit(n, rows, columns, rtt, rng, weight).block(every, every)
 
 
@@ -114,8 +120,9 @@ ESTIMATORS: dict[str, Estimator] = {
 def estimable(matrix: LatencyMatrix) -> tuple[Flags, Ints]:
     """Return which pairs may be estimated, (n, n), and the indices of nodes for which none may.
 
-    Both ends must have answered at least `MIN_PEERS` peers and more peers than not, and a chain of measured pairs
-    must join them: across a partition there is nothing to estimate from. Pairs found unreachable stay so.
+    Both ends must have answered at least `MIN_PEERS` peers and more peers than not, and a chain of measured
+    pairs must join them: across a partition there is nothing to estimate from. Pairs found unreachable stay
+    so.
     """
     measured = matrix.measured
     silent = matrix.state == State.UNREACHABLE
@@ -156,7 +163,8 @@ def completed(matrix: LatencyMatrix, rng: np.random.Generator, estimator: str | 
         rng: seeds folds and starts.
         estimator: name of one of `ESTIMATORS`; None lets cross-validation choose.
 
-    The confidence of an estimate is what the estimator's error leaves of 1, less where few measured pairs lie near.
+    The confidence of an estimate is what the estimator's error leaves of 1, less where few measured pairs lie
+    near.
     """
     allowed, lone = estimable(matrix)
     rows, columns, rtt = matrix.pairs()

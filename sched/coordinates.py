@@ -1,8 +1,8 @@
 """Network coordinates: nodes as points with heights, fitted to all measured pairs at once.
 
-The distance of two nodes is the Euclidean distance of their points plus both heights; a height is the access link
-that every path of a node crosses (Dabek and others, Vivaldi, SIGCOMM 2004). Vivaldi fits them in a decentralised
-way, one sample at a time; here all samples are known, so one robust fit takes them together.
+The distance of two nodes is the Euclidean distance of their points plus both heights; a height is the access
+link that every path of a node crosses (Dabek and others, Vivaldi, SIGCOMM 2004). Vivaldi fits them in a
+decentralised way, one sample at a time; here all samples are known, so one robust fit takes them together.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Coordinates:
         return distance + self.heights[rows] + self.heights[columns]
 
     def block(self, rows: Ints, columns: Ints) -> Floats:
-        """Return the estimated RTT of all rows to all columns, (len(rows), len(columns)), 0 for a node itself."""
+        """Return the estimated RTT of all rows to all columns, (len(rows), len(columns)), 0 for a node
+        itself.
+        """
         left, right = self.points[rows], self.points[columns]
         square = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2.0 * left @ right.T
         result: Floats = np.sqrt(np.maximum(square, 0.0))
@@ -63,7 +65,8 @@ class Coordinates:
 def start_points(
     n: int, rows: Ints, columns: Ints, rtt: Floats, dimensions: int, rng: np.random.Generator
 ) -> Floats:
-    """Return points (n, dimensions) by landmark multidimensional scaling of shortest paths (de Silva, Tenenbaum).
+    """Return points (n, dimensions) by landmark multidimensional scaling of shortest paths (de Silva,
+    Tenenbaum).
 
     Nodes that no path joins to a landmark are placed in the middle.
     """
@@ -106,8 +109,8 @@ def fit(
         weight: how much each pair counts (its confidence); all the same where None.
         dimensions: of the points, heights not counted.
 
-    The loss of a pair is the pseudo-Huber function of (estimate - rtt) / rtt: a pair that no geometry explains
-    (a detour) pulls, but does not rule.
+    The loss of a pair is the pseudo-Huber function of (estimate - rtt) / rtt: a pair that no geometry
+    explains (a detour) pulls, but does not rule.
     """
     points = start_points(n, rows, columns, rtt, dimensions, rng)
     scale = float(np.sqrt(np.mean(rtt**2)))

@@ -1,8 +1,9 @@
 """Groups of near nodes by spectral clustering of round trips, with scale and number chosen from the data.
 
-Affinity exp(-rtt / s), symmetric normalised Laplacian (Ng, Jordan, Weiss), start by pivoted QR of the eigenvectors
-(Damle, Minden, Ying), then Lloyd steps in the embedding and a last polish on the round trips themselves. All of it
-is deterministic, so that the same matrix always gives the same groups and a little noise changes little.
+Affinity exp(-rtt / s), symmetric normalised Laplacian (Ng, Jordan, Weiss), start by pivoted QR of the
+eigenvectors (Damle, Minden, Ying), then Lloyd steps in the embedding and a last polish on the round trips
+themselves. All of it is deterministic, so that the same matrix always gives the same groups and a little
+noise changes little.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """The leading eigenvectors (n, m) and eigenvalues (m,), largest first, of one scale's normalised affinity."""
+    """The leading eigenvectors (n, m) and eigenvalues (m,), largest first, of one scale's normalised
+    affinity.
+    """
 
     scale_ms: float
     values: Floats
@@ -185,7 +188,8 @@ def silhouette(rtt: Floats, labels: Ints) -> float:
 
 
 def polished(rounds: Rounds, labels: Ints, k: int, minimum: int) -> tuple[Ints, float]:
-    """Return labels and silhouette after specks are dissolved and nodes moved to the group nearest by mean RTT.
+    """Return labels and silhouette after specks are dissolved and nodes moved to the group nearest by mean
+    RTT.
 
     A step is kept while it raises the silhouette; groups never fall under `minimum` nodes.
     """
@@ -262,7 +266,9 @@ def chosen(
 
 
 def with_count(rtt: Floats, k: int, scale: float) -> Ints:
-    """Return labels (n,) of exactly k spectral clusters at one scale, specks and all: a baseline for placement."""
+    """Return labels (n,) of exactly k spectral clusters at one scale, specks and all: a baseline for
+    placement.
+    """
     k = min(k, len(rtt))
     if k < 2:
         return np.zeros(len(rtt), dtype=np.int64)
@@ -281,8 +287,8 @@ def medoid(rtt: Floats, members: Ints) -> int:
 def grouped(rtt: Floats) -> Grouping:
     """Group nodes by a matrix (n, n) of RTT in ms with `nan` for what is not known.
 
-    Scales and counts are swept; the labelling with the best sum of silhouette and a little of the eigengap is taken.
-    Groups have at least `minimum_size` nodes; with too few nodes, or none apart, there is one group.
+    Scales and counts are swept; the labelling with the best sum of silhouette and a little of the eigengap is
+    taken. Groups have at least `minimum_size` nodes; with too few nodes, or none apart, there is one group.
     """
     n = len(rtt)
     alone = np.isfinite(rtt).sum(1) <= 1 if n > 1 else np.zeros(n, dtype=bool)

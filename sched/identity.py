@@ -21,8 +21,8 @@ def matched(old: Ints, new: Ints, fresh: int) -> Ints:
         new: group of each of the same nodes, from 0, -1 where it has none.
         fresh: the first identity that was never used; groups without a counterpart get this one and the next.
 
-    The matching maximises the number of nodes that keep their identity (Hungarian method); a group that shares no
-    node with the one it would be matched to gets a fresh identity.
+    The matching maximises the number of nodes that keep their identity (Hungarian method); a group that
+    shares no node with the one it would be matched to gets a fresh identity.
     """
     k = int(new.max(initial=-1)) + 1
     identities = np.unique(old[old >= 0])
@@ -44,8 +44,8 @@ def matched(old: Ints, new: Ints, fresh: int) -> Ints:
 class StableGroups:
     """The identity of each node's group over rounds.
 
-    A node changes its group only after `rounds` consecutive rounds that agree on the same other group, at once where
-    it had none or where its group is gone. State is bounded by the nodes of the latest round.
+    A node changes its group only after `rounds` consecutive rounds that agree on the same other group, at
+    once where it had none or where its group is gone. State is bounded by the nodes of the latest round.
     """
 
     rounds: int = AGREEING_ROUNDS

@@ -1,7 +1,7 @@
 """The latency matrix: what is measured, what is unreachable, what nobody knows, and how sure that is.
 
-All times are round trips in milliseconds. A matrix is symmetric; `nan` stands wherever there is no number, and
-the state says why: a pair that did not answer is never shown as a number, and never as merely unmeasured.
+All times are round trips in milliseconds. A matrix is symmetric; `nan` stands wherever there is no number,
+and the state says why: a pair that did not answer is never shown as a number, and never as merely unmeasured.
 """
 
 from __future__ import annotations
@@ -107,14 +107,15 @@ def symmetrised(
 
     Args:
         names: the nodes.
-        rtt: (n, n) milliseconds from row to column; what is not finite was not measured. The diagonal is ignored.
+        rtt: (n, n) milliseconds from row to column; what is not finite was not measured. The diagonal is
+            ignored.
         unreachable: (n, n) flags: the row probed the column and got no answer.
         age: (n, n) seconds since the measurement (or since the silence was found); None means all are fresh.
         half_life: seconds after which a measurement is worth half.
 
-    Of two directions the smaller RTT is kept: queues and busy processors only ever add, so it is nearer to the
-    distance. Where one direction answered and the other did not, the younger of the two is believed, at equal
-    age the answer: a silence may be a lost burst, an answer cannot be had from what is not there.
+    Of two directions the smaller RTT is kept: queues and busy processors only ever add, so it is nearer to
+    the distance. Where one direction answered and the other did not, the younger of the two is believed, at
+    equal age the answer: a silence may be a lost burst, an answer cannot be had from what is not there.
 
     Raises:
         MatrixError: shapes that differ, a negative or absurd RTT, a name that stands twice.

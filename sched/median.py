@@ -1,14 +1,18 @@
-"""The p-median problem without capacities: greedy, interchange and restarts, each step over all swaps at once.
+"""The p-median problem without capacities: greedy, interchange and restarts, each step over all swaps at
+once.
 
-`cost` is always (users, candidates): weight times RTT. Fewer than a dozen array operations price every swap of an
-open node for a closed one (after Resende and Werneck's profit tables, as matrix products).
+`cost` is always (users, candidates): weight times RTT. Fewer than a dozen array operations price every swap
+of an open node for a closed one (after Resende and Werneck's profit tables, as matrix products).
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossedge.sched.matrix import Floats, Ints
+
+Costs = NDArray[np.float64] | NDArray[np.float32]
 
 SWAPS_MAX = 200  # per descent; each one improves, so this is a bound and not a limit that is met
 IMPROVES = 1e-9  # relative
@@ -18,12 +22,12 @@ RESTARTS_LARGE = 1
 SHAKE = 0.4  # share of the open nodes that a restart exchanges
 
 
-def total(cost: Floats, opened: Ints) -> float:
+def total(cost: Costs, opened: Ints) -> float:
     """Return the cost of serving every user from its nearest open node."""
     return float(cost[:, opened].min(axis=1).sum())
 
 
-def greedy(cost: Floats, replicas: int, opened: Ints | None = None) -> Ints:
+def greedy(cost: Costs, replicas: int, opened: Ints | None = None) -> Ints:
     """Open the node that saves most, one after the other, beginning with those that are open."""
     result = [] if opened is None else [int(index) for index in opened]
     best = cost[:, result].min(axis=1) if result else np.full(len(cost), np.inf)
@@ -36,7 +40,7 @@ def greedy(cost: Floats, replicas: int, opened: Ints | None = None) -> Ints:
     return np.array(result, dtype=np.int64)
 
 
-def swap_costs(cost: Floats, opened: Ints) -> Floats:
+def swap_costs(cost: Costs, opened: Ints) -> Floats:
     """Return (open, candidates): the change of the total if that open node is exchanged for that candidate."""
     own = cost[:, opened]
     nearest = own.argmin(axis=1)
@@ -56,7 +60,7 @@ def swap_costs(cost: Floats, opened: Ints) -> Floats:
     return change
 
 
-def interchange(cost: Floats, opened: Ints) -> Ints:
+def interchange(cost: Costs, opened: Ints) -> Ints:
     """Exchange open nodes for closed ones, the best swap first, until no swap is an improvement."""
     opened = opened.copy()
     if len(opened) >= cost.shape[1]:
@@ -84,7 +88,7 @@ def solve(cost: Floats, replicas: int, rng: np.random.Generator, start: Ints | N
         start: an earlier answer to begin with as well.
     """
     large = cost.size > SMALL
-    search = cost.astype(np.float32) if large else cost
+    search: Costs = cost.astype(np.float32) if large else cost
     best = interchange(search, greedy(search, replicas))
     if start is not None and len(start) == replicas:
         other = interchange(search, start)

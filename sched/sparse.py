@@ -25,7 +25,9 @@ SAMPLE = 1500  # nodes that stand for all in silhouettes
 
 
 def near_graph(coordinates: Coordinates, measured: tuple[Ints, Ints, Floats]) -> csr_matrix:
-    """Return the symmetric sparse RTT (n, n) in ms of near pairs, estimated, and of measured pairs as measured."""
+    """Return the symmetric sparse RTT (n, n) in ms of near pairs, estimated, and of measured pairs as
+    measured.
+    """
     n = len(coordinates.points)
     rows, columns, rtt = coordinates.nearest(NEAR)
     if_low, if_high = np.minimum(rows, columns), np.maximum(rows, columns)
@@ -40,7 +42,9 @@ def near_graph(coordinates: Coordinates, measured: tuple[Ints, Ints, Floats]) ->
 
 
 def sparse_spectrum(graph: csr_matrix, scale: float, count: int) -> Spectrum:
-    """Return the leading part of the spectrum of a sparse exp(-rtt / scale), normalised by degree on both sides."""
+    """Return the leading part of the spectrum of a sparse exp(-rtt / scale), normalised by degree on both
+    sides.
+    """
     affinity = graph.copy()
     affinity.data = np.exp(affinity.data * (-1.0 / scale))
     degree = np.asarray(affinity.sum(axis=1)).ravel()
