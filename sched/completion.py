@@ -77,7 +77,7 @@ def by_coordinates(
 def by_region(
     n: int, rows: Ints, columns: Ints, rtt: Floats, weight: Floats, rng: np.random.Generator
 ) -> Floats:
-    """Estimate each pair by coordinates, then correct it by the residuals of pairs between the same regions."""
+    """Estimate each pair by coordinates, then correct it by the residuals between the same regions."""
     return corrected(by_coordinates(n, rows, columns, rtt, weight, rng), rows, columns, rtt, weight)
 
 

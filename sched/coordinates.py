@@ -51,7 +51,7 @@ class Coordinates:
         return result
 
     def nearest(self, count: int) -> tuple[Ints, Ints, Floats]:
-        """Return about `count` near pairs per node: rows, columns and milliseconds, one entry per direction."""
+        """Return `count` near pairs per node: rows, columns and milliseconds, one per direction."""
         n = len(self.points)
         tree = cKDTree(self.points)
         _, index = tree.query(self.points, min(count + 1, n))

@@ -216,7 +216,7 @@ def explain(
 
 
 def refused(problem: Problem, nodes: Ints, node: int, now: float, mean: float, share: float) -> Candidate:
-    """Say why a node was not taken: it may not, nothing is known of it, or the best exchange for it is worse."""
+    """Say why a node was not taken: not allowed, nothing known of it, or the best exchange is worse."""
     at = float(mean) if np.isfinite(mean) else None
     if problem.allowed is not None and not problem.allowed[node]:
         return Candidate(node, False, at, 0.0, "not allowed for this service")

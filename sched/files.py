@@ -71,7 +71,7 @@ def parse_text(text: str) -> LatencyMatrix:
 
 
 def number(cell: str, where: str) -> float:
-    """Return a cell as milliseconds, nan where it is empty; MatrixError names the place of what is no number."""
+    """Return a cell as milliseconds, nan where it is empty; MatrixError names what is no number."""
     if not cell:
         return np.nan
     try:

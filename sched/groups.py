@@ -132,7 +132,7 @@ def indicator(labels: Ints, k: int) -> Floats:
 
 
 def renumbered(labels: Ints) -> Ints:
-    """Return labels counted from 0 without holes, the largest group first, at equal size the one seen first."""
+    """Return labels counted from 0 without holes, the largest group first, then the one seen first."""
     present, first, sizes = np.unique(labels[labels >= 0], return_index=True, return_counts=True)
     order = sorted(range(len(present)), key=lambda index: (-sizes[index], first[index]))
     table = np.full(int(present.max(initial=-1)) + 2, -1, dtype=np.int64)
@@ -166,7 +166,7 @@ class Rounds:
 
 
 def silhouettes(means: Floats, labels: Ints) -> Floats:
-    """Return the silhouette of each node that has a group, from `Rounds.means` (Rousseeuw); alone counts 0."""
+    """Return the silhouette (Rousseeuw) of each node that has a group, from `Rounds.means`; alone: 0."""
     inside = np.nonzero(labels >= 0)[0]
     own = means[inside, labels[inside]]
     others = means[inside].copy()

@@ -120,7 +120,7 @@ def replay_command(
     output: Path,
     plots: bool,
 ) -> None:
-    """Replay latency matrices (CSV, TSV, npz) through the whole pipeline, as rounds that follow each other."""
+    """Replay latency matrices (CSV, TSV, npz) through the whole pipeline, one round after the other."""
     replayer = Replayer(replicas, seed, capacities)
     results: list[dict[str, object]] = []
     for path in files:

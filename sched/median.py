@@ -41,7 +41,7 @@ def greedy(cost: Costs, replicas: int, opened: Ints | None = None) -> Ints:
 
 
 def swap_costs(cost: Costs, opened: Ints) -> Floats:
-    """Return (open, candidates): the change of the total if that open node is exchanged for that candidate."""
+    """Return (open, candidates): the change of the total if the one is exchanged for the other."""
     own = cost[:, opened]
     nearest = own.argmin(axis=1)
     rows = np.arange(len(cost))

@@ -21,7 +21,7 @@ from crossedge.wire.errors import CrossedgeError
 UNKNOWN_MS = (
     10_000.0  # what serving a user over a pair without a number counts as: only if nothing else is left
 )
-BOUND_WORK = 120_000_000  # priced pairs, over all steps, that a bound may look at
+BOUND_WORK = 80_000_000  # priced pairs, over all steps, that a bound may look at
 BOUND_STEPS = 600
 CAPACITATED_WORK = 40_000_000
 RESTART_WORK = 2_000_000  # entries of the problem times restarts, with capacities
