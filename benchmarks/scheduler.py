@@ -56,7 +56,7 @@ class Figures:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, value: float, bar: str = "") -> None:
-        """Take a figure; `bar` such as "<= 0.08" says what it must hold, nothing where it is for information."""
+        """Take a figure; `bar` such as "<= 0.08" says what must hold; empty where it is for information."""
         row: dict[str, Any] = {"value": round(float(value), 6)}
         if bar:
             sign, _, limit = bar.partition(" ")

@@ -16,6 +16,7 @@ Costs = NDArray[np.float64] | NDArray[np.float32]
 
 SWAPS_MAX = 200  # per descent; each one improves, so this is a bound and not a limit that is met
 IMPROVES = 1e-9  # relative
+STILL = 0.7  # of the promised gain
 SMALL = 1_000_000  # entries of `cost` up to which restarts are cheap
 RESTARTS_SMALL = 12
 RESTARTS_LARGE = 1
@@ -30,13 +31,17 @@ def total(cost: Costs, opened: Ints) -> float:
 def greedy(cost: Costs, replicas: int, opened: Ints | None = None) -> Ints:
     """Open the node that saves most, one after the other, beginning with those that are open."""
     result = [] if opened is None else [int(index) for index in opened]
-    best = cost[:, result].min(axis=1) if result else np.full(len(cost), np.inf)
+    best = cost[:, result].min(axis=1) if result else cost.max(axis=1)
+    sums = np.minimum(cost, best[:, None]).sum(axis=0, dtype=np.float64)
     while len(result) < replicas:
-        sums = np.minimum(cost, best[:, None]).sum(axis=0)
         sums[result] = np.inf
         node = int(np.argmin(sums))
         result.append(node)
-        best = np.minimum(best, cost[:, node])
+        nearer = np.nonzero(cost[:, node] < best)[0]  # only these users' savings change
+        part = cost[nearer]
+        sums -= np.minimum(part, best[nearer, None]).sum(axis=0, dtype=np.float64)
+        best[nearer] = part[:, node]
+        sums += np.minimum(part, best[nearer, None]).sum(axis=0, dtype=np.float64)
     return np.array(result, dtype=np.int64)
 
 
@@ -61,20 +66,30 @@ def swap_costs(cost: Costs, opened: Ints) -> Floats:
 
 
 def interchange(cost: Costs, opened: Ints) -> Ints:
-    """Exchange open nodes for closed ones, the best swap first, until no swap is an improvement."""
+    """Exchange open nodes for closed ones, the best swap first, until no swap is an improvement.
+
+    Each pricing of all swaps is used for the best swap of every open node, one after the other: those that still
+    gain most of what they promised after the earlier ones are taken.
+    """
     opened = opened.copy()
     if len(opened) >= cost.shape[1]:
         return opened
     now = total(cost, opened)
     for _ in range(SWAPS_MAX):
         change = swap_costs(cost, opened)
-        row, column = np.unravel_index(int(np.argmin(change)), change.shape)
-        trial = opened.copy()
-        trial[row] = column
-        then = total(cost, trial)
-        if then >= now * (1.0 - IMPROVES):
+        columns = change.argmin(axis=1)
+        best = change[np.arange(len(opened)), columns]
+        before = now
+        for row in np.argsort(best):
+            if best[row] >= -IMPROVES * now or columns[row] in opened:
+                continue
+            trial = opened.copy()
+            trial[row] = columns[row]
+            then = total(cost, trial)
+            if then <= now + STILL * float(best[row]):
+                opened, now = trial, then
+        if now == before:
             break
-        opened, now = trial, then
     return opened
 
 
