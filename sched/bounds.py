@@ -19,6 +19,7 @@ STEP = 1.2
 STEP_MIN = 1e-3
 MEMORY = 0.6  # share of the last direction that is kept
 ROUNDING = 1e-9
+SETS = 12  # that a bound hands on to the search
 
 
 def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float:
@@ -88,9 +89,10 @@ def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float
 
 def capacitated_bound(
     rtt: Floats, weights: Floats, capacities: Floats, replicas: int, opened: Ints, upper: float, steps: int
-) -> float:
-    """Return a lower bound of the least total of weight times RTT where no node serves more than its
-    capacity.
+) -> tuple[float, list[Ints]]:
+    """Return a lower bound of the least total with capacities kept, and good sets of open nodes.
+
+    The sets are what the relaxed problem opened at its best multipliers, the best last, to search from.
 
     Args:
         rtt: (users, candidates) ms.
@@ -114,6 +116,7 @@ def capacitated_bound(
     best, length, waited = -np.inf, STEP, 0
     best_multipliers = multipliers
     direction = np.zeros(users)
+    sets: dict[bytes, Ints] = {}
     for _ in range(steps):
         reduced = np.minimum(costs - multipliers[None, :], 0.0)
         if whole:
@@ -134,6 +137,9 @@ def capacitated_bound(
             waited += 1
         if value > best:
             best, best_multipliers = value, multipliers
+            picked = np.sort(picked)
+            sets.pop(picked.tobytes(), None)
+            sets[picked.tobytes()] = picked
         if best >= upper * (1.0 - CLOSE_ENOUGH) or length < STEP_MIN:
             break
         if waited >= PATIENCE:
@@ -150,7 +156,7 @@ def capacitated_bound(
         if norm == 0.0:
             break
         multipliers = multipliers + length * (upper - value) / norm * direction
-    return max(0.0, best - ROUNDING * abs(best))
+    return max(0.0, best - ROUNDING * abs(best)), list(sets.values())[-SETS:]
 
 
 def filled(demand: Floats, capacities: Floats) -> Floats:

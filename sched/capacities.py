@@ -15,8 +15,9 @@ import numpy as np
 
 from crossedge.sched.matrix import Floats, Ints
 
-TRIALS_MAX = 40  # swaps solved exactly before a step gives up
+TRIALS_MAX = 80  # swaps solved exactly before a step gives up
 STEPS_MAX = 60
+SHAKEN = 8  # of so many open nodes a restart exchanges one
 ALTERNATIONS = 8
 TINY = 1e-9
 
@@ -188,6 +189,13 @@ def improve(
     return opened, found
 
 
+def cheapest(rtt: Floats, weights: Floats, capacities: Floats, sets: list[Ints], count: int) -> list[Ints]:
+    """Return the sets of open nodes, at most `count`, with the least total of their exact assignment."""
+    worst = float(rtt.max())
+    found = [worth(assign(rtt[:, opened], weights, capacities[opened]), worst) for opened in sets]
+    return [sets[index] for index in np.argsort(found)[:count]]
+
+
 def solve(
     rtt: Floats,
     weights: Floats,
@@ -207,7 +215,7 @@ def solve(
     for _ in range(restarts):
         opened = best[0].copy()
         others = np.setdiff1d(np.arange(rtt.shape[1]), opened)
-        swapped = rng.choice(replicas, max(1, replicas // 4), replace=False)
+        swapped = rng.choice(replicas, max(1, replicas // SHAKEN), replace=False)
         if len(others) < len(swapped):
             break
         opened[swapped] = rng.choice(others, len(swapped), replace=False)

@@ -21,6 +21,7 @@ DIMENSIONS = 8
 ROBUST_AT = 0.2  # relative error from which on an error counts linearly, not squared
 SHRINK = 2.0  # weight of the term that keeps the points together where few measurements hold them
 ITERATIONS = 400
+ITERATIONS_WORK = 20_000_000  # pairs priced by a fit of very many nodes
 LANDMARKS = 256  # nodes whose shortest paths place all others at the start
 START_HEIGHT = 0.02  # of the root mean square RTT, but at most half of the shortest
 TINY = 1e-6  # ms squared; keeps the slope finite where two points fall together
@@ -134,8 +135,9 @@ def fit(
         return value, np.concatenate([gradient.ravel(), rise])
 
     flat = np.concatenate([points.ravel(), np.full(n, min(START_HEIGHT * scale, float(rtt.min()) / 2))])
+    most = int(np.clip(ITERATIONS_WORK // len(rtt), 60, ITERATIONS))
     bounds = [(None, None)] * shape + [(0.0, None)] * n
-    for robust_at, iterations in ((0.5, ITERATIONS // 2), (ROBUST_AT, ITERATIONS)):
+    for robust_at, iterations in ((0.5, most // 2), (ROBUST_AT, most)):
         flat = minimize(
             loss,
             flat,

@@ -27,9 +27,8 @@ LLOYD_STEPS = 30
 SAMPLE = 1000  # nodes above which evenly spaced ones stand for all while labellings are compared
 POLISH_STEPS = 12
 GAP_WEIGHT = 0.06  # how much of a group count's standing is its eigengap; the rest is silhouette
-NEARLY_AS_GOOD = (
-    0.003  # of standing: within this the labelling with fewer groups is taken, which noise moves less
-)
+NEARLY_AS_GOOD = 0.003  # of standing: within this the labelling with fewer groups is taken, the steadier one
+NEARLY_PER_NODE = 0.5  # and with few nodes within this over their number, as less can be told from noise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,7 +259,7 @@ def chosen(
                 found.append((score + GAP_WEIGHT * gap, groups, labels, score, part, gap))
     if not found:
         return np.where(alone, -1, 0).astype(np.int64), 0.0, spectra[0], 0.0
-    enough = max(item[0] for item in found) - NEARLY_AS_GOOD
+    enough = max(item[0] for item in found) - max(NEARLY_AS_GOOD, NEARLY_PER_NODE / n)
     best = min((item for item in found if item[0] >= enough), key=lambda item: (item[1], -item[0]))
     return best[2:]
 

@@ -68,8 +68,8 @@ def swap_costs(cost: Costs, opened: Ints) -> Floats:
 def interchange(cost: Costs, opened: Ints) -> Ints:
     """Exchange open nodes for closed ones, the best swap first, until no swap is an improvement.
 
-    Each pricing of all swaps is used for the best swap of every open node, one after the other: those that still
-    gain most of what they promised after the earlier ones are taken.
+    Each pricing of all swaps is used for the best swap of every open node, one after the other: those that
+    still gain most of what they promised after the earlier ones are taken.
     """
     opened = opened.copy()
     if len(opened) >= cost.shape[1]:

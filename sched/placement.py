@@ -26,6 +26,7 @@ BOUND_STEPS = 600
 CAPACITATED_WORK = 40_000_000
 RESTART_WORK = 2_000_000  # entries of the problem times restarts, with capacities
 RESTARTS_MAX = 12
+STARTS = 3  # sets of the relaxed problem from which a search with capacities starts
 
 
 class PlacementError(CrossedgeError):
@@ -165,7 +166,7 @@ def place(problem: Problem, rng: np.random.Generator, start: Ints | None = None)
     known_start = None
     if start is not None and len(start) == replicas and np.isin(start, nodes).all():
         known_start = np.searchsorted(nodes, np.sort(start))
-    opened = median.solve(cost, replicas, rng, known_start)
+    opened = free = median.solve(cost, replicas, rng, known_start)
     near = min(len(nodes), max(200, 3 * len(nodes) // replicas))
     demand = float(weights.sum())
     if limits is None:
@@ -175,13 +176,14 @@ def place(problem: Problem, rng: np.random.Generator, start: Ints | None = None)
     else:
         starts = [opened] if known_start is None else [opened, known_start]
         restarts = int(np.clip(RESTART_WORK // cost.size, 0, RESTARTS_MAX))
+        steps = int(np.clip(CAPACITATED_WORK // cost.size, 30, BOUND_STEPS))
+        first, found = capacitated.improve(rtt, weights, limits, opened)
+        bound, sets = capacitated_bound(rtt, weights, limits, replicas, first, found.total, steps)
+        starts = [first, *starts[1:], *capacitated.cheapest(rtt, weights, limits, sets, STARTS)]
         opened, found = capacitated.solve(rtt, weights, limits, replicas, starts, rng, restarts)
         if found.unserved > 1e-6 * demand:
             raise PlacementError(f"no room was found for {found.unserved:g} of a demand of {demand:g}")
         objective = found.total
-        steps = int(np.clip(CAPACITATED_WORK // cost.size, 30, BOUND_STEPS))
-        bound = capacitated_bound(rtt, weights, limits, replicas, opened, objective, steps)
-        free = median.solve(cost, replicas, rng)
         bound = max(bound, median_bound(cost, replicas, free, steps))
     bound = min(bound, objective)
     chosen = np.sort(nodes[opened])

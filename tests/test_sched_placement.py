@@ -1,4 +1,4 @@
-"""Placement: optima where they can be enumerated, bounds never above them, capacities kept, moves for a gain."""
+"""Placement: optima that can be enumerated, bounds never above them, capacities kept, moves for a gain."""
 
 from __future__ import annotations
 
