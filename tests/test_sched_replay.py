@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from crossedge.sched.main import scheduler
+from crossedge.sched.main import main, scheduler
 from tests.sched_worlds import noisy, regions
 
 
@@ -82,3 +82,16 @@ def test_mistakes_are_one_line(tmp_path: Path, content: str, options: list[str],
     assert result.exit_code != 0
     assert says in result.output
     assert "Traceback" not in result.output
+
+
+def test_command_ends_with_status_2_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["crossedge-sched", "replay", str(tmp_path / "none.csv")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("crossedge-sched: ")
+    assert "none.csv" in error
+    assert error.count("\n") == 1
