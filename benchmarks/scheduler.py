@@ -1,7 +1,7 @@
 """Measure the scheduler against its bars: `make bench-sched` writes build/bench/sched.json.
 
-Real matrices come from the folder that CROSSEDGE_DATA names. Without it matrices are generated, and figures
-that are bars for real ones are only shown. `--exact SECONDS` also solves the placements exactly (HiGHS) into
+Real matrices come from the folder that CROSSEDGE_DATA names. Without it matrices of the same sizes are
+generated; the bars were set for the real ones. `--exact SECONDS` solves the placements exactly (HiGHS) into
 build/bench/sched-exact.json, which later runs read.
 """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossedge.sched.matrix import Floats, Ints
-from crossedge.sched.placement import UNKNOWN_MS, Placement, PlacementError, Problem, checked, mean_of, place
+from crossedge.sched.placement import UNKNOWN_MS, Placement, Problem, checked, mean_of, place
 
 LISTED = 10  # candidates that an explanation lists beside the chosen ones
 SURE = 0.5  # mean confidence of the pairs that a decision rests on, under which it says so
@@ -144,7 +144,11 @@ def filled_up(problem: Problem, present: Ints, best: Placement, allowed: Ints) -
     if problem.capacities is not None and problem.capacities[nodes].sum() < problem.weights.sum() * (
         1 - 1e-12
     ):
-        raise PlacementError("the replicas that stay leave too little capacity for the demand")
+        coming, leaving = np.setdiff1d(best.nodes, present), np.setdiff1d(present, best.nodes)
+        homes = [-1] * (len(coming) - len(leaving)) + leaving.tolist()
+        moves = tuple(zip(homes, coming.tolist(), strict=True))
+        reason = "placed anew: the replicas that are left and any others hold too little of the demand"
+        return Decision(best.nodes, moves, mean_of(problem, best.nodes), None, best, reason)
     moves = tuple((-1, int(node)) for node in nodes[len(present) :])
     return Decision(
         np.sort(nodes),

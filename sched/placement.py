@@ -14,7 +14,7 @@ import numpy as np
 from crossedge.sched import capacities as capacitated
 from crossedge.sched import median
 from crossedge.sched.bounds import capacitated_bound, median_bound
-from crossedge.sched.capacities import Assignment, assign
+from crossedge.sched.capacities import assign
 from crossedge.sched.matrix import Flags, Floats, Ints
 from crossedge.wire.errors import CrossedgeError
 
@@ -191,11 +191,3 @@ def place(problem: Problem, rng: np.random.Generator, start: Ints | None = None)
     mean, tail, missing = served(every, flow)
     gap = (objective - bound) / objective if objective > 0 else 0.0
     return Placement(chosen, mean, tail, bound / demand, gap, flow, missing)
-
-
-def assignment_of(problem: Problem, opened: Ints) -> Assignment:
-    """Return who is served where by a set of open nodes, with the prices of short capacity."""
-    rtt, flow = flow_to(problem, opened)
-    if problem.capacities is None:
-        return Assignment(flow, np.zeros(len(opened)), float((flow * rtt).sum()), 0.0)
-    return assign(rtt, problem.weights, problem.capacities[opened])

@@ -158,6 +158,15 @@ def test_replica_on_a_node_that_is_gone_is_replaced_without_moving_the_others() 
     assert current[0] not in decision.nodes
 
 
+def test_replicas_that_leave_too_little_room_are_placed_anew() -> None:
+    matrix, _ = regions((4, 4), seed=10)
+    capacities = np.array([1.0, 1.0, 6.0, 6.0, 1.0, 1.0, 1.0, 1.0])
+    decision = decide(Problem(matrix.rtt, np.ones(8), 2, capacities), [0], rng())
+    assert decision.nodes.tolist() == [2, 3]
+    assert sorted(decision.moves) == [(-1, 2), (0, 3)]
+    assert "placed anew" in decision.reason
+
+
 def test_fewer_replicas_close_the_least_missed() -> None:
     matrix, region = regions((20, 10, 3), seed=8)
     current = place(Problem(matrix.rtt, np.ones(33), 3), rng()).nodes
