@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_TOOLS := nft:nftables ip:iproute2 ping:iputils-ping
-TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump
+TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump iptables-legacy:iptables turnutils_stunclient:coturn
 
 .PHONY: help
 help: ## Show what can be made

@@ -13,12 +13,13 @@ import click
 ANSWER_TIMEOUT = 15.0  # seconds without a line before the daemon counts as stuck
 
 
-def ask(path: Path, command: str, **arguments: object) -> Iterator[dict[str, Any]]:
+def ask(path: Path, command: str, *, wait: float = 0.0, **arguments: object) -> Iterator[dict[str, Any]]:
     """Yield the daemon's answers to one request.
 
     Args:
         path: the control socket.
         command: what is asked, e.g. "status".
+        wait: seconds that the daemon rests between two answers because we asked for it.
         arguments: further keys of the request; those that are None are left out.
 
     Raises:
@@ -26,7 +27,7 @@ def ask(path: Path, command: str, **arguments: object) -> Iterator[dict[str, Any
     """
     request = {"command": command} | {key: value for key, value in arguments.items() if value is not None}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(ANSWER_TIMEOUT)
+        sock.settimeout(ANSWER_TIMEOUT + wait)
         try:
             sock.connect(str(path))
             sock.sendall(json.dumps(request).encode() + b"\n")
@@ -55,7 +56,7 @@ def _answers(lines: Any, path: Path) -> Iterator[dict[str, Any]]:
 
 def ask_one(path: Path, command: str, **arguments: object) -> dict[str, Any]:
     """Return the one answer of a request that has just one. Errors are those of `ask`."""
-    answers = list(ask(path, command, **arguments))
+    answers = list(ask(path, command, wait=0.0, **arguments))
     if len(answers) != 1:
         raise click.ClickException(f"meshd gave {len(answers)} answers to {command!r}, expected one")
     return answers[0]

@@ -37,11 +37,12 @@ def lab() -> None:
 @click.argument("topology", required=False)
 @DIRECTORY
 @click.option("--background", "-b", is_flag=True, help="Return when it is up; `lab down` ends it.")
+@click.option("--silent", is_flag=True, hidden=True, help="Print nothing once it is up: nobody reads on.")
 @click.option("--seed", default=1, show_default=True, help="Seed of loss, jitter and random ports.")
 @click.option(
     "--list", "show", is_flag=True, help="List the topologies that come with the lab, and the NATs."
 )
-def up(topology: str | None, directory: Path, background: bool, seed: int, show: bool) -> None:
+def up(topology: str | None, directory: Path, background: bool, silent: bool, seed: int, show: bool) -> None:
     """Build TOPOLOGY (a .toml file, or the name of one that comes with the lab) and hold it until Ctrl-C."""
     if show:
         _show_known()
@@ -52,21 +53,35 @@ def up(topology: str | None, directory: Path, background: bool, seed: int, show:
     if launch.inside():
         launch.settle([node.name for node in plan.node])
         with Network(plan, seed) as network:
+            holder = supervisor.Supervisor(network, supervisor.inherited_listener())
             nodes = ", ".join(network.nodes)
             click.echo(f"lab {plan.name} is up: {nodes}")
+            if silent:
+                _fall_silent()
             click.echo("crossedge lab exec NODE -- COMMAND runs in it; Ctrl-C or crossedge lab down ends it")
             sys.stdout.flush()
             try:
-                supervisor.Supervisor(network, supervisor.inherited_listener()).serve()
+                holder.serve()
             except KeyboardInterrupt:
                 click.echo("")
         return
     arguments = ["lab", "up", topology, "--dir", str(directory), "--seed", str(seed)]
     if background:
-        _start_in_background(arguments)
+        _start_in_background([*arguments, "--silent"])
         return
+    if silent:
+        arguments.append("--silent")
     with launch.bind(directory) as listener:
         raise SystemExit(launch.launch(arguments, listener))
+
+
+def _fall_silent() -> None:
+    """Send what is printed from now on nowhere, where the reader of our pipes has gone."""
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _start_in_background(arguments: list[str]) -> None:
@@ -174,3 +189,27 @@ def down(directory: Path) -> None:
         select.select([descriptor], (), ())  # readable once it and all that it held are gone
     finally:
         os.close(descriptor)
+
+
+@lab.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build"),
+    show_default=True,
+    help="Directory for demo.json and, under demo/, what the programs printed.",
+)
+def demo(output: Path) -> None:
+    """Join six nodes behind five NATs, let every pod ping every pod, and check what is promised.
+
+    Ends with exit status 0 if every line of its summary is kept, else 1. Ctrl-C leaves nothing running.
+    """
+    if launch.inside():
+        from crossedge.lab.demo import main
+
+        try:
+            raise SystemExit(main(load_topology("demo"), output))
+        except KeyboardInterrupt:
+            click.echo("\nstopped; nothing is left behind")
+            raise SystemExit(130) from None
+    raise SystemExit(launch.launch(["lab", "demo", "--output", str(output)]))

@@ -29,18 +29,14 @@ IFADDR = struct.Struct("=BBBBI")
 """Family, prefix length, low flags, scope, link index."""
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
-IFA_BROADCAST = 4
 IFA_FLAGS = 8
-IFA_F_TEMPORARY = 0x01
 IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_DEPRECATED = 0x20
 IFA_F_TENTATIVE = 0x40
-IFA_F_PERMANENT = 0x80
 IFA_F_NOPREFIXROUTE = 0x200
 SCOPE_UNIVERSE = 0
 SCOPE_LINK = 253
-SCOPE_HOST = 254
 
 
 @dataclass(frozen=True, slots=True)

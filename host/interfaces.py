@@ -76,6 +76,13 @@ def default_route_mtu(family: int = socket.AF_INET, netlink: Netlink | None = No
     return route.mtu or (link.mtu if link is not None else None)
 
 
+def default_routes(netlink: Netlink | None = None) -> list[Route]:
+    """Return the default route that the kernel prefers, of each family that has one."""
+    with _Opened(netlink) as opened:
+        found = [_default_route(opened, family) for family in FAMILY.values()]
+    return [route for route in found if route is not None]
+
+
 def _default_route(netlink: Netlink, family: int) -> Route | None:
     """Return the default route of the main table that the kernel prefers."""
     routes = list_routes(netlink, family=family, table=RT_TABLE_MAIN)

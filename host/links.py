@@ -29,7 +29,6 @@ RTM_GETLINK = 18
 IFINFO = struct.Struct("=BxHiII")
 """Family, link type, index, flags, mask of the flags to change."""
 IFF_UP = 1
-IFF_RUNNING = 0x40
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
@@ -39,9 +38,7 @@ IFLA_MASTER = 10
 IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
 IFLA_NET_NS_FD = 28
-IFLA_CARRIER = 33
 IFLA_GSO_MAX_SIZE = 41
-IFLA_EXT_MASK = 29
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INET6_ADDR_GEN_MODE = 8

@@ -69,6 +69,15 @@ def _open_current() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
+def _move(now: int, target: int) -> None:
+    """Move this thread from the namespace that `now` refers to, unless `target` is the same one.
+
+    Moving wants CAP_SYS_ADMIN, which a service that stays in its namespace need not have.
+    """
+    if not os.path.sameopenfile(now, target):
+        setns(target)
+
+
 def _make_directory() -> None:
     """Make the directory of named namespaces a shared mount, so that other mount namespaces see our names."""
     NAMESPACES.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -180,7 +189,7 @@ class Namespace:
     def __enter__(self) -> Namespace:
         before = _open_current()
         try:
-            setns(self._descriptor)
+            _move(before, self._descriptor)
         except BaseException:
             os.close(before)
             raise
@@ -193,13 +202,21 @@ class Namespace:
     ) -> None:
         before = _entered.stack.pop()
         try:
-            setns(before)
+            now = _open_current()
+            try:
+                _move(now, before)
+            finally:
+                os.close(now)
         finally:
             os.close(before)
 
     def enter(self) -> None:
         """Move this thread inside for good: for worker threads and child processes."""
-        setns(self._descriptor)
+        now = _open_current()
+        try:
+            _move(now, self._descriptor)
+        finally:
+            os.close(now)
 
     def close(self) -> None:
         """Close the descriptor; a named namespace stays. May be called twice."""

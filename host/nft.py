@@ -16,7 +16,7 @@ Object = dict[str, Any]
 """A table, chain, rule or set as `nft --json` shows it, without the layer that names its kind."""
 
 
-class NftError(RuntimeError):
+class NftError(OSError):
     """nft refused a script, or is not there; the text is one line for the one who runs the program."""
 
 

@@ -6,12 +6,14 @@ Those below net/ are of the calling thread's network namespace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path("/proc/sys")
+FORWARDING = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ipv6"}
+"""Sysctls that the kernel carries on to others, and their family."""
 
 
 def read(name: str) -> str | None:
@@ -32,6 +34,28 @@ class Change(NamedTuple):
 
     before: str
     ours: str
+
+
+def followers(name: str, change: Change) -> Iterator[tuple[str, Change]]:
+    """Yield what the kernel sets along with a sysctl, where setting that one back would not set it back.
+
+    Forwarding for all is written to each interface, and IPv4 redirects are accepted where nothing is
+    forwarded (inet_forward_change and addrconf_forward_change in the kernel).
+    """
+    if name not in FORWARDING:
+        return
+    family = FORWARDING[name]
+    for each in (ROOT / f"net/{family}/conf").iterdir():
+        follower = f"net/{family}/conf/{each.name}/forwarding"
+        before = read(follower) if each.name != "all" else None
+        if before not in (None, change.before):
+            yield follower, Change(str(before), change.ours)
+    if family == "ipv4":
+        follower = "net/ipv4/conf/all/accept_redirects"
+        gets = {value: str(int(value == "0")) for value in change}
+        before = read(follower)
+        if before not in (None, gets[change.before]):
+            yield follower, Change(str(before), gets[change.ours])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +101,9 @@ class Sysctls:
             return False
         known = self.changes.get(name)
         change = Change(known.before if known else now, value)
+        along = {} if known else {k: v for k, v in followers(name, change) if k not in self.changes}
         if known != change:
+            self.changes |= along  # before the one that they follow, and so restored after it
             self.changes[name] = change
             if self._save is not None:
                 self._save(self.changes)  # first, so that a crash between the two loses nothing
@@ -86,15 +112,10 @@ class Sysctls:
         except OSError as error:
             self._errors[name] = error.strerror or str(error)
             if known is None:
-                del self.changes[name]
+                for each in (name, *along):
+                    self.changes.pop(each, None)
             return False
         return True
-
-    def forget(self, name: str) -> None:
-        """Need a sysctl no longer, because what it belongs to is gone; it is neither set nor restored."""
-        self._wanted.pop(name, None)
-        self._errors.pop(name, None)
-        self.changes.pop(name, None)
 
     def enforce(self) -> list[str]:
         """Set again what somebody changed; return the names of what was."""
@@ -116,8 +137,9 @@ class Sysctls:
     def restore(self) -> list[str]:
         """Undo our changes, last first, where the value still is ours; return the names."""
         restored = []
-        for name, change in reversed(self.changes.items()):
-            if read(name) != change.ours:
+        ours = {name: change for name, change in self.changes.items() if read(name) == change.ours}
+        for name, change in reversed(ours.items()):
+            if read(name) == change.before:
                 continue
             try:
                 write(name, change.before)

@@ -26,9 +26,10 @@ ACCEPT = -2
 FORWARD = 2
 GET_INFO = 64
 GET_ENTRIES = 65
-INFO = struct.Struct("=32s12I")
+INFO = struct.Struct("=32s13I")
 ENTRIES_HEAD = 40
 OFFSETS = struct.Struct("=HH")
+PROTOCOL = struct.Struct("=H")
 VERDICT = struct.Struct("=i")
 TARGET_NAME = struct.Struct("=2x29s")
 ENTRIES_LIMIT = 1 << 20
@@ -38,7 +39,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Rule(NamedTuple):
-    """A rule without extensions: what it matches, and whether it accepts."""
+    """A rule of interfaces and addresses alone: what it matches, and whether it accepts."""
 
     input: str
     output: str
@@ -63,10 +64,15 @@ class _Layout(NamedTuple):
     match: int
     """Bytes of the match; the target and next offsets stand four bytes behind it."""
     address: int
+    protocol: int
+    """Where in the match the protocol stands, and the flags that turn its parts round."""
+    inverted: int
+    head: int
+    """Bytes before the extensions or, without any, the target."""
 
 
-IPV4 = _Layout(4, socket.AF_INET, socket.IPPROTO_IP, "ip_tables_names", 84, 4)
-IPV6 = _Layout(6, socket.AF_INET6, socket.IPPROTO_IPV6, "ip6_tables_names", 136, 16)
+IPV4 = _Layout(4, socket.AF_INET, socket.IPPROTO_IP, "ip_tables_names", 84, 4, 80, 83, 112)
+IPV6 = _Layout(6, socket.AF_INET6, socket.IPPROTO_IPV6, "ip6_tables_names", 136, 16, 128, 132, 168)
 
 
 def forward_chain(version: int) -> Chain | None:
@@ -116,9 +122,11 @@ def parse_entries(entries: bytes, underflow: int, layout: _Layout) -> Chain:
             raise struct.error("an entry without length")
         (verdict,) = VERDICT.unpack_from(entries, offset + target + 32)
         (name,) = TARGET_NAME.unpack_from(entries, offset + target)
-        extensions = target > layout.match + 28
-        standard = not name.strip(b"\0")
-        if not extensions and offset != underflow:
+        (protocol,) = PROTOCOL.unpack_from(entries, offset + layout.protocol)
+        inverted = entries[offset + layout.inverted]
+        plain = target == layout.head and not protocol and not inverted
+        if plain and offset != underflow:
+            standard = not name.strip(b"\0")
             rules.append(_rule(entries, offset, layout, standard and verdict == ACCEPT))
         offset += following
     target, _ = OFFSETS.unpack_from(entries, underflow + layout.match + 4)

@@ -91,6 +91,7 @@ class Direction:
         "late",
         "queue",
         "receiver",
+        "residence",
         "sender",
         "treatment",
     )
@@ -102,13 +103,15 @@ class Direction:
         self.sender = sender
         self.treatment = treatment
         self.chance = chance
-        self.queue: deque[tuple[int, bytes]] = deque()
+        self.queue: deque[tuple[int, int, bytes]] = deque()
         self.held = 0
         self.busy_until = 0
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.late: deque[int] = deque(maxlen=LATE_SAMPLES)
         """By how much each of the last frames left after its time, in nanoseconds."""
+        self.residence: deque[int] = deque(maxlen=LATE_SAMPLES)
+        """How long each of the last frames was here, from the kernel's stamp to its write, in nanoseconds."""
 
     def admit(self, frame: bytes, stamp: int) -> None:
         """Drop a frame, or parts of it, or hold it until its time."""
@@ -151,17 +154,18 @@ class Direction:
             depart += int(treatment.jitter * self.chance.uniform())
         if self.queue and self.queue[-1][0] > depart:
             depart = self.queue[-1][0]
-        self.queue.append((depart, frame))
+        self.queue.append((depart, stamp, frame))
         self.held += len(frame)
 
     def release(self, now: int) -> None:
         """Write what is due."""
         queue = self.queue
         while queue and queue[0][0] <= now:
-            due, frame = queue.popleft()
+            due, stamp, frame = queue.popleft()
             self.held -= len(frame)
             self.write(frame, self.sender)
             self.late.append(now - due)
+            self.residence.append(now - stamp)
 
     def write(self, frame: bytes, sender: socket.socket) -> None:
         """Write one frame; what the kernel refuses is counted."""
@@ -171,17 +175,25 @@ class Direction:
             self.dropped[f"write: {os.strerror(error.errno or 0)}"] += 1
 
     def stats(self) -> dict[str, Any]:
-        """Return counts, drops by reason, and how late frames left, in microseconds."""
+        """Return counts, drops by reason, and how long frames were here and how late they left (us)."""
         overrun = struct.unpack("=II", self.receiver.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
         self.dropped["overrun"] += overrun
-        late = sorted(self.late)
-        pick = [round(late[int(len(late) * q)] / 1000) if late else None for q in (0.5, 0.99)]
         return {
             **self.counts,
             "dropped": {name: number for name, number in self.dropped.items() if number},
             "held": len(self.queue),
-            "late_us": {"p50": pick[0], "p99": pick[1], "max": round(late[-1] / 1000) if late else None},
+            "late_us": quantiles(self.late),
+            "residence_us": quantiles(self.residence),
         }
+
+
+def quantiles(nanoseconds: deque[int]) -> dict[str, int | None]:
+    """Return median, 99th percentile and maximum in microseconds; None where there is nothing."""
+    ordered = sorted(nanoseconds)
+    if not ordered:
+        return {"p50": None, "p99": None, "max": None}
+    at = {"p50": len(ordered) // 2, "p99": int(len(ordered) * 0.99), "max": -1}
+    return {name: round(ordered[index] / 1000) for name, index in at.items()}
 
 
 class DelayLine:
@@ -275,6 +287,15 @@ class DelayLine:
         return {"error": "not understood"}
 
 
+def grow_buffer(end: socket.socket, force: int, plain: int, size: int) -> None:
+    """Ask for a socket buffer of so many bytes, beyond the machine's limit only where we may (real root)."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, force, size)
+    except OSError:
+        with contextlib.suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
 def open_end(interface: str) -> socket.socket:
     """Return a packet socket on one end of a wire, with virtio headers and kernel receive stamps."""
     end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
@@ -284,12 +305,8 @@ def open_end(interface: str) -> socket.socket:
         end.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         end.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
         end.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-            try:
-                end.setsockopt(socket.SOL_SOCKET, force, READ_BUFFER)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, plain, READ_BUFFER)
+        grow_buffer(end, SO_RCVBUFFORCE, socket.SO_RCVBUF, READ_BUFFER)
+        grow_buffer(end, SO_SNDBUFFORCE, socket.SO_SNDBUF, READ_BUFFER)
         end.bind((interface, ETH_P_ALL))
     except BaseException:
         end.close()
@@ -297,10 +314,20 @@ def open_end(interface: str) -> socket.socket:
     return end
 
 
+def grow(opened: socket.socket, size: int) -> None:
+    """Ask for large buffers: beyond the machine's limit where we may, else up to it."""
+    for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, force, size)
+        except OSError:
+            with contextlib.suppress(OSError):
+                opened.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
 def answer(message: dict[str, Any]) -> None:
-    """Write one line of JSON to stdout."""
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    """Write one line of JSON to stdout, if anybody still reads there."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
 
 
 def main() -> None:

@@ -318,6 +318,7 @@ class Network:
         lan6 = None
         if router.ipv6:
             lan6 = IPv6Network(f"{six}:1::/64")
+            site.link_local(bridge)
             site.address(bridge, f"{lan6[1]}/64", connected=True)
         self.routers[router.name] = PlacedRouter(router, site, bridge, lan, lan6, outer)
         script = firewall6()
@@ -355,6 +356,7 @@ class Network:
             site.route("0.0.0.0/0", port.index, router.gateway)
             if node.ipv6 and router.lan6 is not None:
                 six = str(router.lan6[1 + router.members])
+                site.link_local(port)
                 site.address(port, f"{six}/64", connected=True)
                 site.route("::/0", port.index, str(router.lan6[1]))
         self.nodes[node.name] = PlacedNode(

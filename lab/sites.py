@@ -114,6 +114,13 @@ class Site:
         )
         self.netlink.run(batch)
 
+    def link_local(self, port: Port) -> None:
+        """Give an interface the IPv6 link-local address of its MAC: neighbours are asked for from there."""
+        mac = port.mac
+        middle = bytes((mac[0] ^ 2, mac[1], mac[2], 0xFF, 0xFE, mac[3], mac[4], mac[5]))
+        address = ipaddress.IPv6Address(bytes.fromhex("fe80000000000000") + middle)
+        self.address(port, f"{address}/64", local=True)
+
     def route(self, destination: str, index: int, gateway: str | None = None, *, table: int = 254) -> None:
         """Route a prefix into an interface, through an on-link gateway or not."""
         network = ipaddress.ip_network(destination)

@@ -13,21 +13,22 @@ from crossedge.lab.launch import SOCKET, reap
 from crossedge.lab.network import Network
 
 REQUEST_LIMIT = 4096
+BACKLOG = 8
 REAP_EVERY = 1.0
 TIMEOUT = 5.0
 
 
 class Supervisor:
-    """Serves one lab."""
+    """Serves one lab; whoever asks from its construction on is answered by `serve`."""
 
     def __init__(self, network: Network, listener: socket.socket) -> None:
         self._network = network
         self._listener = listener
+        listener.listen(BACKLOG)  # from now on `crossedge lab` finds it
         self._running = True
 
     def serve(self) -> None:
         """Answer until `down` is asked for or a signal raises `KeyboardInterrupt`."""
-        self._listener.listen(8)
         self._listener.setblocking(False)
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from crossedge.lab.launch import LabError
+
 
 class Worker:
     """A running `python -m MODULE` that answers each line with a line."""
@@ -32,20 +34,20 @@ class Worker:
             raise
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Send an order; return the answer; `RuntimeError` where it is refused or nobody answers."""
+        """Send an order; return the answer; `LabError` where it is refused or nobody answers."""
         if self.process.stdin is None or self.process.stdout is None:
-            raise RuntimeError(f"{self.module} has no pipes")
+            raise LabError(f"{self.module} has no pipes")
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except OSError as error:
-            raise RuntimeError(f"{self.module} has ended: {error}") from error
+            raise LabError(f"{self.module} has ended: {error}") from error
         if not line:
-            raise RuntimeError(f"{self.module} has ended with status {self.process.wait()}")
+            raise LabError(f"{self.module} has ended with status {self.process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(f"{self.module}: {answer['error']}")
+            raise LabError(f"{self.module}: {answer['error']}")
         return answer
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from crossedge.wire.settings import Settings
 
@@ -94,6 +94,12 @@ class Inbound(Settings):
     to: Literal["pods", "host"] = "pods"
     """What may be reached: the pods, or the host itself."""
 
+    @model_validator(mode="after")
+    def _has_ports_where_there_are_ports(self) -> Inbound:
+        if self.ports and self.protocol == "icmp":
+            raise ValueError('no ports with protocol "icmp", which has none')
+        return self
+
 
 class StaticPeer(Settings):
     """A stock WireGuard peer, outside the certificate authority."""
@@ -110,6 +116,14 @@ class StaticPeer(Settings):
     """What it may send from, and what is routed to it."""
     keepalive: int = Field(default=0, ge=0, le=65535)
     """Persistent keepalive in seconds; 0 is off."""
+
+
+def _distinct(peers: tuple[StaticPeer, ...]) -> tuple[StaticPeer, ...]:
+    if len({peer.name for peer in peers}) < len(peers):
+        raise ValueError("another name for each static peer")
+    if len({peer.public_key for peer in peers}) < len(peers):
+        raise ValueError("another public_key for each static peer")
+    return peers
 
 
 class MeshdConfig(Settings):
@@ -130,7 +144,7 @@ class MeshdConfig(Settings):
     advertise: tuple[HostPort, ...] = ()
     """Public addresses that are forwarded to this node by hand."""
     inbound: tuple[Inbound, ...] = ()
-    static_peer: tuple[StaticPeer, ...] = ()
+    static_peer: Annotated[tuple[StaticPeer, ...], AfterValidator(_distinct)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged to stderr."""
     disable_offloads: tuple[Literal["gso", "gro", "tso", "uso", "stamps", "superframes"], ...] = ()

@@ -46,7 +46,6 @@ class DataPlane:
         moved: Callable[[Link, Endpoint], None],
         offloads: Offloads = ALL_OFFLOADS,
         mtu: int = MTU,
-        addresses: tuple[bytes | None, bytes | None] = (None, None),
     ) -> None:
         """Wire the data path up.
 
@@ -58,21 +57,16 @@ class DataPlane:
         - `inner(link, plaintext, source, stamp)`: an in-session message, with WireGuard's padding;
         - `wanted(link)`: a packet waits in the link's queue, because there is no session or no endpoint; once
           per drain;
-        - `moved(link, source)`: a new, genuine datagram came from where the link does not send to; once per
+        - `moved(link, source)`: something genuine and new came from where the link does not send to; once per
           batch;
-        - `offloads`: what the TUN takes; `mtu`: its MTU in bytes; `addresses`: ours, packed, IPv4 and IPv6.
+        - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()
-        self._touched: set[Link] = set()
         policy = Policy(allowed, own)
         self._sink = Sink(write, offloads)
         self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
-        self._outbound = Outbound(
-            policy, self._sink, transmit, wanted, addresses, self.dropped, self._touched
-        )
-        self._inbound = Inbound(
-            self._delivery, indices, link_of, control, inner, moved, self.dropped, self._touched
-        )
+        self._outbound = Outbound(policy, self._sink, transmit, wanted, self.dropped)
+        self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, self.dropped)
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take
@@ -92,15 +86,6 @@ class DataPlane:
     def inbound(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         """Take what was received into `buffer`; it is free again on return."""
         self._inbound.receive(buffer, arrivals, now)
-
-    def take_touched(self) -> list[Link]:
-        """Return the links whose sessions were told of traffic since the last call.
-
-        Those sessions may have something to send, an event or another deadline.
-        """
-        touched = list(self._touched)
-        self._touched.clear()
-        return touched
 
     def counters(self) -> dict[str, int]:
         """Return what was written to the TUN: frames, bytes, and packets joined to super-packets here."""

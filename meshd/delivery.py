@@ -7,15 +7,18 @@ counted under the reason; nothing here raises for a peer's fault.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 from crossedge.meshd.coalesce import Coalescer
 from crossedge.meshd.link import Link
-from crossedge.meshd.packet import Layout, addresses, claimed_length, dissect
+from crossedge.meshd.packet import Layout, addresses, claimed_length, dissect, source_routed
 from crossedge.meshd.policy import Policy
 from crossedge.meshd.segment import mend
 from crossedge.meshd.sink import Sink
 from crossedge.meshd.virtio import GSO_NONE, SIZE, Header
 from crossedge.wire.errors import WireError
+
+PLAIN_IPV4: Final = 0x45  # first byte of a packet without options
 
 
 class Delivery:
@@ -94,3 +97,5 @@ class Delivery:
         verdict = self._policy.inbound(addresses(packet))
         if verdict is not link:
             raise WireError(verdict if isinstance(verdict, str) else "inner-source")
+        if packet[0] != PLAIN_IPV4 and source_routed(packet):
+            raise WireError("inner-source-route")

@@ -98,7 +98,9 @@ class Desired:
     mesh: tuple[Network, ...] = ()
     """The network's supernets, of pods and overlay."""
     peers: frozenset[PeerRoute] = frozenset()
-    """Prefixes of all peers: pods, overlay addresses, and what stock peers may use."""
+    """Prefixes of members: pods and overlay addresses."""
+    stock: frozenset[PeerRoute] = frozenset()
+    """Prefixes of stock WireGuard peers, which need not be of the mesh."""
     inbound: tuple[InboundRule, ...] = ()
     """Empty: every member may reach pods and host. Else only what a rule says may be reached."""
     members: Mapping[str, frozenset[Network]] = field(default_factory=dict)
@@ -120,21 +122,37 @@ def key(route: Route) -> RouteKey:
 
 def wanted_routes(desired: Desired, device: int, versions: frozenset[int]) -> dict[RouteKey, Route]:
     """Return the routes for a TUN of index `device`, for IP versions that the kernel has."""
-    sources: dict[int, Address] = {}
-    for address in desired.overlay:
-        sources.setdefault(address.version, address)
-    routes = []
-    for peer in desired.peers:
-        source = peer.source or sources.get(peer.prefix.version)
-        mtu = peer.mtu if peer.mtu < desired.mtu else 0
-        routes.append(Route(peer.prefix, device, None, source, TABLE, PROTOCOL, METRIC_PEER, mtu))
+    routes = peer_routes(desired, (*desired.peers, *desired.stock), device, versions)
+    others = []
     for prefix in desired.mesh:
-        routes.append(Route(prefix, device, None, sources.get(prefix.version), TABLE, PROTOCOL, METRIC_MESH))
-        routes.append(_nowhere(prefix, TABLE, UNREACHABLE))
+        source = _source(desired, prefix.version)
+        others.append(Route(prefix, device, None, source, TABLE, PROTOCOL, METRIC_MESH))
+        others.append(_nowhere(prefix, TABLE, UNREACHABLE))
     for prefix in desired.pods:
-        routes.append(_nowhere(prefix, TABLE, THROW))
-        routes.append(_nowhere(prefix, RT_TABLE_MAIN, UNREACHABLE))
-    return {key(route): route for route in routes if route.destination.version in versions}
+        others.append(_nowhere(prefix, TABLE, THROW))
+        others.append(_nowhere(prefix, RT_TABLE_MAIN, UNREACHABLE))
+    routes.update((key(route), route) for route in others if route.destination.version in versions)
+    return routes
+
+
+def peer_routes(
+    desired: Desired, peers: Iterable[PeerRoute], device: int, versions: frozenset[int]
+) -> dict[RouteKey, Route]:
+    """Return the routes to some prefixes of peers."""
+    sources = {version: _source(desired, version) for version in (4, 6)}
+    routes = {}
+    for prefix, mtu, source in peers:
+        version = prefix.version
+        if version in versions:
+            limit = mtu if mtu < desired.mtu else 0
+            routes[RouteKey(TABLE, prefix, METRIC_PEER)] = Route(
+                prefix, device, None, source or sources[version], TABLE, PROTOCOL, METRIC_PEER, limit
+            )
+    return routes
+
+
+def _source(desired: Desired, version: int) -> Address | None:
+    return next((address for address in desired.overlay if address.version == version), None)
 
 
 def _nowhere(prefix: Network, table: int, kind: int) -> Route:
@@ -158,13 +176,6 @@ def wanted_rules(versions: frozenset[int]) -> list[Rule]:
     ]
 
 
-def foreign_prefixes(desired: Desired) -> list[Network]:
-    """Return the prefixes of peers outside the mesh (those of stock peers)."""
-    return [
-        peer.prefix for peer in desired.peers if not any(contains(mesh, peer.prefix) for mesh in desired.mesh)
-    ]
-
-
 def contains(outer: Network, inner: Network) -> bool:
     """Tell whether a network holds all of another, of whatever family."""
     if isinstance(outer, ipaddress.IPv4Network):
@@ -172,16 +183,19 @@ def contains(outer: Network, inner: Network) -> bool:
     return isinstance(inner, ipaddress.IPv6Network) and inner.subnet_of(outer)
 
 
-def overlaps(desired: Desired, connected: Iterable[tuple[str, Network]]) -> list[str]:
-    """Return one line for each network of the host that our prefixes would swallow, naming both.
+def overlaps(
+    prefixes: Iterable[Network], pods: Iterable[Network], connected: Iterable[tuple[str, Network]]
+) -> dict[Network, str]:
+    """Return the prefixes that would swallow a network which the host is connected to; a text names both.
 
     A network within our own pod prefixes is no conflict: that is a bridge for our pods.
     """
-    return [
-        f"mesh prefix {mesh} overlaps {network}, which the host is connected to by {name}"
-        for name, network in connected
-        for mesh in desired.mesh
-        if mesh.version == network.version
-        and mesh.overlaps(network)
-        and not any(contains(pods, network) for pods in desired.pods)
+    theirs = [
+        (name, network) for name, network in connected if not any(contains(own, network) for own in pods)
     ]
+    return {
+        prefix: f"prefix {prefix} overlaps {network}, which the host is connected to by {name}"
+        for name, network in theirs
+        for prefix in prefixes
+        if prefix.version == network.version and prefix.overlaps(network)
+    }

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from itertools import chain as joined
 
 from crossedge.host.netlink import Network
-from crossedge.meshd.desired import ANYONE, MARK, Desired, InboundRule, foreign_prefixes
+from crossedge.meshd.desired import ANYONE, MARK, Desired, InboundRule
 from crossedge.meshd.ruleset import Chain, Rule, Ruleset, without_covered
 
 TABLE = "crossedge"
@@ -30,17 +30,31 @@ TCP_HEADERS = {"ipv4": 40, "ipv6": 60}
 """Bytes of IP and TCP header that a segment's size does not count."""
 
 
-def build(desired: Desired) -> Ruleset:
-    """Return the table; raises `ValueError` for an interface name that cannot be quoted."""
+Cache = dict[str, tuple[frozenset[Network], dict[int, frozenset[Network]]]]
+"""What was made of the members of each group, for groups that have not changed since."""
+
+
+def build(desired: Desired, cache: Cache | None = None) -> Ruleset:
+    """Return the table; raises `ValueError` for an interface name that cannot be quoted.
+
+    With a `cache`, kept between calls, a group whose members are those of before costs little.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_.@+=,-]{1,15}", desired.tun):
         raise ValueError(f"interface name {desired.tun!r} cannot be used in nftables")
     groups = {rule.group for rule in desired.inbound} - {ANYONE}
     sets: dict[str, frozenset[Network]] = {}
     _add(sets, "pods", desired.pods)
     _add(sets, "mesh", desired.mesh)
-    _add(sets, "through", joined(desired.mesh, foreign_prefixes(desired)))
+    _add(sets, "through", joined(desired.mesh, (peer.prefix for peer in desired.stock)))
+    known = {} if cache is None else cache
+    for group in known.keys() - groups:
+        del known[group]
     for group in groups:
-        _add(sets, group_set(group), desired.members.get(group, ()))
+        members = desired.members.get(group, frozenset())
+        if group not in known or known[group][0] != members:
+            known[group] = members, without_covered(members)
+        for version, networks in known[group][1].items():
+            sets[f"{group_set(group)}{version}"] = networks
     tun = f'"{desired.tun}"'
     return Ruleset(
         TABLE,
@@ -64,9 +78,8 @@ def group_set(group: str) -> str:
 
 
 def _add(sets: dict[str, frozenset[Network]], name: str, networks: Iterable[Network]) -> None:
-    kept = without_covered(networks)
-    for version in (4, 6):
-        sets[f"{name}{version}"] = frozenset(each for each in kept if each.version == version)
+    for version, kept in without_covered(networks).items():
+        sets[f"{name}{version}"] = kept
 
 
 def _prerouting(tun: str, port: int) -> tuple[Rule, ...]:

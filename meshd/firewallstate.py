@@ -23,6 +23,8 @@ DELAY = 0.05
 SOON = 1.0
 LATER = 30.0
 """Seconds before other tables are looked at: when chains came or went, and when only their content did."""
+REFRESH = 5.0
+"""Seconds after which a fresh look is not waited for any longer."""
 RETRY = 2.0
 """Seconds before a refused script is tried again."""
 NFPROTO_INET = 1
@@ -33,10 +35,12 @@ log = logging.getLogger(__name__)
 class _Done(NamedTuple):
     """What a job of the worker came to."""
 
+    desired: Desired | None = None
     installed: Ruleset | None = None
     processes: tuple[int, ...] = ()
     differences: tuple[str, ...] = ()
     problems: tuple[Problem, ...] | None = None
+    made: bool = False
     counters: dict[str, int] | None = None
 
 
@@ -57,30 +61,34 @@ class FirewallState:
         self._worker: ThreadPoolExecutor | None = None
         self._monitor: NftMonitor | None = None
         self._desired = Desired()
-        self._wanted: Ruleset | None = None
+        self._cache: firewall.Cache = {}
         self._installed: Ruleset | None = None
+        self._installed_for: Desired | None = None
         self._running = False
         self._verify = False
         self._look = False
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._own: deque[int] = deque(maxlen=64)
         self._strangers: set[int] = set()
         self._error = ""
         self._counters: dict[str, int] = {}
+        self.made = False
+        """Whether our table was not there when this was started."""
         self.problems: tuple[Problem, ...] = ()
         """Other tables that drop what is forwarded for our pods, when last looked at."""
 
     def start(self, loop: asyncio.AbstractEventLoop, desired: Desired) -> None:
-        """Put our table in place, waiting for it, and keep it; raises `NftError` and `OSError`."""
+        """Put our table in place, waiting for it, and keep it; raises `OSError` (`NftError` among them)."""
         self._desired = desired
-        self._wanted = firewall.build(desired)
-        self._installed = None
+        self._installed = self._installed_for = None
         with contextlib.ExitStack() as undo:
             self._worker = ThreadPoolExecutor(1, "nftables", self._namespace.enter)
             undo.callback(self._worker.shutdown)
             self._monitor = self._namespace.call(NftMonitor, self._on_event)
             undo.callback(self._monitor.close)
-            self._finish(self._worker.submit(_install, self._wanted, None).result())
+            done = self._worker.submit(_check, desired, self._cache).result()
+            self.made = done.made
+            self._finish(done, start=True)
             undo.pop_all()
         self._loop = loop
         self._monitor.start(loop)
@@ -91,19 +99,18 @@ class FirewallState:
         """Bring the table to another value, soon."""
         self._look = self._look or (desired.pods, desired.tun) != (self._desired.pods, self._desired.tun)
         self._desired = desired
-        self._wanted = firewall.build(desired)
         self._pump()
 
     @property
     def busy(self) -> bool:
         """Whether something is being done or due soon; not while a failure waits for its next try."""
-        if self._wanted is not self._installed and "retry" not in self._timers:
+        if self._installed_for is not self._desired and "retry" not in self._timers:
             return True
         return self._running or "verify" in self._timers
 
     def stop(self) -> None:
         """Stop keeping the table; it stays in place. May be called twice."""
-        for timer in self._timers.values():
+        for _, timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         if self._monitor is not None:
@@ -114,13 +121,13 @@ class FirewallState:
             self._worker.shutdown()
             self._worker = None
         self._running = False
-        self._wanted = self._installed
+        self._installed_for = self._desired
 
     def report(self) -> dict[str, Any]:
         """Return plain values about our table."""
         return {
             "table": f"{firewall.FAMILY} {firewall.TABLE}",
-            "current": self._installed is not None and self._installed is self._wanted,
+            "current": self._installed is not None and self._installed_for is self._desired,
             "error": self._error,
             "counters": dict(self._counters),
         }
@@ -131,8 +138,10 @@ class FirewallState:
             return
         self._look = self._verify = True
         self._pump()
-        while self._running:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFRESH):
+                while self._running:
+                    await asyncio.sleep(0.01)
 
     def _on_event(self, event: NftEvent) -> None:
         if event.overrun:
@@ -151,12 +160,12 @@ class FirewallState:
         if self._loop is None:
             return
         when = self._loop.time() + delay
-        timer = self._timers.get(what)
-        if timer is not None:
-            if timer.when() <= when:
+        if what in self._timers:
+            earlier, timer = self._timers[what]
+            if earlier <= when:
                 return
             timer.cancel()
-        self._timers[what] = self._loop.call_at(when, self._due, what)
+        self._timers[what] = when, self._loop.call_at(when, self._due, what)
 
     def _due(self, what: str) -> None:
         del self._timers[what]
@@ -168,14 +177,16 @@ class FirewallState:
 
     def _pump(self) -> None:
         """Give the worker its next job, the most important first."""
-        if self._running or self._loop is None or self._worker is None or self._wanted is None:
+        if self._running or self._loop is None or self._worker is None:
             return
-        if self._wanted is not self._installed and "retry" not in self._timers:
-            job = self._worker.submit(_install, self._wanted, self._installed)
-        elif self._verify and self._wanted is self._installed:
+        if self._installed_for is not self._desired:
+            if "retry" in self._timers:
+                return
+            job = self._worker.submit(_install, self._desired, self._cache, self._installed)
+        elif self._verify:
             self._verify = False
             self._strangers.clear()
-            job = self._worker.submit(_check, self._wanted)
+            job = self._worker.submit(_check, self._desired, self._cache)
         elif self._look:
             self._look = False
             job = self._worker.submit(_look, self._desired)
@@ -191,11 +202,11 @@ class FirewallState:
             return
         try:
             done = job.result()
-        except (nft.NftError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             if str(error) != self._error:
                 log.error("%s", error)
             self._error = str(error)
-            self._installed = None
+            self._installed = self._installed_for = None
             self._after("retry", RETRY)
         else:
             self._finish(done)
@@ -204,12 +215,12 @@ class FirewallState:
             self._after("verify", DELAY)
         self._pump()
 
-    def _finish(self, done: _Done) -> None:
+    def _finish(self, done: _Done, start: bool = False) -> None:
         self._error = ""
         self._own.extend(done.processes)
         if done.installed is not None:
-            self._installed = done.installed
-        if done.differences:
+            self._installed, self._installed_for = done.installed, done.desired
+        if done.differences and not start:
             log.warning(
                 "our table of nftables was changed (%s) and is set right", "; ".join(done.differences)
             )
@@ -229,24 +240,26 @@ def _call_soon(
         loop.call_soon_threadsafe(function, job)
 
 
-def _install(wanted: Ruleset, before: Ruleset | None) -> _Done:
+def _install(desired: Desired, cache: firewall.Cache, before: Ruleset | None) -> _Done:
     """Make our table what is wanted: by the difference, or anew where that is not all or does not fit."""
+    wanted = firewall.build(desired, cache)
     delta = wanted.delta(before) if before is not None else None
     if delta is not None:
         try:
-            return _Done(wanted, (nft.apply(delta + "\n"),) if delta else ())
+            return _Done(desired, wanted, (nft.apply(delta + "\n"),) if delta else ())
         except nft.NftError:
             log.warning("our table of nftables is not as we left it, and is made anew")
-    return _Done(wanted, (nft.apply(wanted.script()),))
+    return _Done(desired, wanted, (nft.apply(wanted.script()),))
 
 
-def _check(wanted: Ruleset) -> _Done:
+def _check(desired: Desired, cache: firewall.Cache) -> _Done:
     """Compare our table with what is wanted, and make it anew if it differs."""
+    wanted = firewall.build(desired, cache)
     listed = nft.list_table(firewall.FAMILY, firewall.TABLE)
     differences = tuple(wanted.differences(listed))
     if not differences:
-        return _Done(counters=counters(listed or []))
-    return _Done(wanted, (nft.apply(wanted.script()),), differences)
+        return _Done(desired, wanted, counters=counters(listed or []))
+    return _Done(desired, wanted, (nft.apply(wanted.script()),), differences, made=listed is None)
 
 
 def _look(desired: Desired) -> _Done:

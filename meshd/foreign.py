@@ -48,11 +48,12 @@ def find(desired: Desired) -> list[Problem]:
 
 
 def _passes(chain: xtables.Chain, tun: str, pods: Network) -> bool:
-    accepted = [rule for rule in chain.rules if rule.accept]
-    enter = any(rule.input == tun or (rule.to is not None and contains(rule.to, pods)) for rule in accepted)
-    leave = any(
-        rule.output == tun or (rule.source is not None and contains(rule.source, pods)) for rule in accepted
-    )
+    enter = leave = False
+    for rule in chain.rules:
+        if not rule.accept or sum(map(bool, (rule.input, rule.output, rule.source, rule.to))) != 1:
+            continue
+        enter = enter or rule.input == tun or (rule.to is not None and contains(rule.to, pods))
+        leave = leave or rule.output == tun or (rule.source is not None and contains(rule.source, pods))
     return enter and leave
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from collections.abc import Callable
 
 from crossedge.host.addresses import SCOPE_LINK, LinkAddress, add_address, delete_address, list_addresses
@@ -43,12 +44,27 @@ class HostKernel:
         self.tun: Tun | None = None
         self.index = 0
         """Of the TUN."""
+        self.made_tun = False
+        """Whether there was no such link before this was opened."""
+        self.made_routing = False
+        """Whether there was no route and no rule of ours before this was opened."""
         self.routes: dict[RouteKey, Route] = {}
         """Those that are desired."""
 
     def open(self, descriptor: int | None) -> None:
-        """Open the TUN, or adopt the open one that is inherited; raises `OSError`."""
+        """Open the TUN, or adopt the open one that is inherited; raises `OSError`.
+
+        A descriptor whose device was deleted meanwhile, or has another name, is closed and not used.
+        """
         self._netlink = Netlink()
+        self.made_tun = get_link(self._netlink, self.desired.tun) is None
+        self.made_routing = not our_routes(self._netlink) and not any(
+            is_our_rule(rule) for rule in list_rules(self._netlink)
+        )
+        if descriptor is not None and attached_name(descriptor) != self.desired.tun:
+            log.warning("the inherited TUN is not %s, and is not used", self.desired.tun)
+            os.close(descriptor)
+            descriptor = None
         self.tun = open_tun(
             self.desired.tun, descriptor=descriptor, disable=self._disable, mtu=self.desired.mtu
         )
@@ -79,16 +95,31 @@ class HostKernel:
         old, new = self._interfaces(before), self._interfaces(desired)
         for interface in new - old:
             add_address(batch, self.index, interface)
-        wanted, had = plan.wanted_routes(desired, self.index, self._versions), self.routes
-        self.routes = wanted
+        self._change_routes(batch, before, desired)
+        for interface in old - new:  # last, for with an address the kernel deletes the routes from it
+            delete_address(batch, self.index, interface)
+        return netlink.execute(batch)
+
+    def _change_routes(self, batch: Batch, before: Desired, desired: Desired) -> None:
+        # With a thousand peers, to compare all routes takes far longer than to change the few of one peer.
+        if all(
+            getattr(before, name) == getattr(desired, name)
+            for name in ("mtu", "overlay", "pods", "mesh", "stock")
+        ):
+            old, new = before.peers - desired.peers, desired.peers - before.peers
+            had = plan.peer_routes(before, old, self.index, self._versions)
+            wanted = plan.peer_routes(desired, new, self.index, self._versions)
+            for place in had:
+                self.routes.pop(place, None)
+            self.routes.update(wanted)
+        else:
+            had, wanted = self.routes, plan.wanted_routes(desired, self.index, self._versions)
+            self.routes = wanted
         for place in had.keys() - wanted.keys():
             delete_route(batch, had[place])
         for place, route in wanted.items():
             if had.get(place) != route:
                 set_route(batch, route)
-        for interface in old - new:  # last, for with an address the kernel deletes the routes from it
-            delete_address(batch, self.index, interface)
-        return netlink.execute(batch)
 
     def _interfaces(self, desired: Desired) -> frozenset[Interface]:
         return frozenset(
@@ -235,8 +266,20 @@ def is_our_rule(rule: Rule) -> bool:
     return rule.plain and rule.table == plan.TABLE and rule.priority == plan.PRIORITY
 
 
-def remove_all(tun: str) -> list[str]:
-    """Delete all of us from this thread's namespace; return what there was. Raises `NetlinkError`."""
+def remove_tun(name: str) -> bool:
+    """Delete a TUN in this thread's namespace; tell whether there was one. Raises `NetlinkError`."""
+    batch = Batch()
+    with Netlink() as netlink:
+        link = get_link(netlink, name)
+        if link is None or link.kind != "tun":
+            return False
+        delete_link(batch, link.index)
+        netlink.run(batch)
+    return True
+
+
+def remove_routing() -> list[str]:
+    """Delete our rules and routes in this thread's namespace; return what went. Raises `NetlinkError`."""
     removed = []
     batch = Batch()
     with Netlink() as netlink:
@@ -247,9 +290,5 @@ def remove_all(tun: str) -> list[str]:
         for route in our_routes(netlink):
             delete_route(batch, route)
             removed.append(f"route {route.destination}")
-        link = get_link(netlink, tun)
-        if link is not None and link.kind == "tun":
-            delete_link(batch, link.index)
-            removed.append(f"link {tun}")
         netlink.run(batch)
     return removed

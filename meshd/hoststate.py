@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from crossedge.host.links import Link
 from crossedge.host.monitor import Event, Monitor
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import NetlinkError
-from crossedge.host.sysctl import Sysctls
+from crossedge.host.sysctl import Change, Sysctls
 from crossedge.host.tun import Tun
 from crossedge.meshd import desired as plan
 from crossedge.meshd.desired import Desired, InboundRule, PeerRoute
 from crossedge.meshd.firewallstate import FirewallState, remove_table
-from crossedge.meshd.hostkernel import HostKernel, remove_all
-from crossedge.meshd.hostsysctls import FORWARD6, load_record, needed_sysctls, save_record
+from crossedge.meshd.hostkernel import HostKernel, remove_routing, remove_tun
+from crossedge.meshd.hostsysctls import FORWARD6, Record, load_record, needed_sysctls, save_record
 
 __all__ = ["Desired", "HostConflictError", "HostState", "InboundRule", "PeerRoute"]
 
@@ -64,17 +65,18 @@ class HostState:
     ) -> None:
         """Nothing is done before `start`.
 
-        `record` is a file for the sysctls that were changed, so that `cleanup` can undo them in another life;
-        its place is below /run. `tun_descriptor` is an inherited open TUN, then ours. `disable` names TUN
-        offloads not to use. `on_tun` is called with each TUN that is opened after the first, because somebody
-        deleted that: when it returns, the old descriptor is closed.
+        `record` is a file for the TUN's name and the sysctls that were changed, so that `cleanup` can undo
+        them in another life; its place is below /run. `tun_descriptor` is an inherited open TUN, then ours.
+        `disable` names TUN offloads not to use. `on_tun` is called with each TUN that is opened after the
+        first, because somebody deleted that: when it returns, the old descriptor is closed.
         """
-        self._desired = desired
+        self._desired = self._asked = desired
         self._record = record
         self._tun_descriptor = tun_descriptor
         self._namespace = Namespace.current()
         self._versions = frozenset({4, 6} if sysctl.read(FORWARD6) is not None else {4})
-        self._sysctls = Sysctls(load_record(record), lambda changes: save_record(record, changes))
+        self._earlier = load_record(record)
+        self._sysctls = Sysctls(self._earlier.changes, self._remember)
         self._firewall = FirewallState(self._namespace, self._count)
         self._kernel = HostKernel(self._namespace, desired, self._versions, self._count, disable, on_tun)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -97,19 +99,22 @@ class HostState:
     def start(self, loop: asyncio.AbstractEventLoop) -> Tun:
         """Bring the host to what is desired, waiting for it, and keep it so; return the open TUN.
 
-        The firewall stands before the first packet can pass. Raises `HostConflictError`, `NftError`, or
-        `OSError` (`NetlinkError`, or a TUN that another process holds); then nothing keeps running.
+        The firewall stands before the first packet can pass. Raises `HostConflictError` or
+        `OSError` (`NftError`, `NetlinkError`, a TUN that another process holds); then nothing keeps running,
+        and the host is as it was.
         """
         if self._loop is not None:
             raise RuntimeError("the host's state is started already")
-        self._check_conflicts(self._desired)
+        self._desired = self._checked(self._asked)
         with contextlib.ExitStack() as undo:
+            undo.callback(self.withdraw)
             with self._namespace:
                 self._monitor = Monitor(self._on_event, ("link", "address", "route", "rule", "settings"))
                 undo.callback(self._monitor.close)
                 undo.callback(self._firewall.stop)
                 self._firewall.start(loop, self._desired)
                 undo.callback(self._kernel.close)
+                self._remove_renamed_tun()
                 self._kernel.desired = self._desired
                 descriptor, self._tun_descriptor = self._tun_descriptor, None
                 self._kernel.open(descriptor)
@@ -126,19 +131,24 @@ class HostState:
 
         Addresses and routes are set when this returns, nftables follow (see `settled`). What the kernel
         refuses is logged, reported and tried again. Raises `HostConflictError`, and `ValueError` for another
-        TUN name or a firewall that makes no sense; then nothing has changed.
+        TUN name; then nothing has changed.
         """
-        before = self._desired
         if self._loop is None:
-            self._desired = desired
+            self._desired = self._asked = desired
             return
-        if desired.tun != before.tun:
+        if desired.tun != self._desired.tun:
             raise ValueError("the TUN's name cannot change while it is in use")
-        if desired.mesh != before.mesh:
-            self._check_conflicts(desired)
+        if (desired.mesh, desired.stock) == (self._asked.mesh, self._asked.stock):
+            allowed = replace(desired, stock=self._desired.stock)
+        else:
+            allowed = self._checked(desired, routed=desired.mesh == self._asked.mesh)
+        self._asked = desired
+        self._become(allowed)
+
+    def _become(self, desired: Desired) -> None:
+        before, self._desired = self._desired, desired
         self._firewall.want(desired)
-        self._desired = desired
-        if (desired.pods, desired.peers) != (before.pods, before.peers):
+        if (desired.pods, desired.stock) != (before.pods, before.stock):
             with self._namespace:
                 self._apply_sysctls()
         if errors := self._kernel.change(desired):
@@ -166,6 +176,24 @@ class HostState:
         self._kernel.close()
         self._loop = None
 
+    def withdraw(self) -> None:
+        """Stop, and take back what `start` made and no earlier life had: the daemon cannot run after all."""
+        self.stop()
+        with self._namespace:
+            try:
+                if self._earlier == Record():
+                    self._sysctls.restore()
+                    if self._record is not None:
+                        self._record.unlink(missing_ok=True)
+                if self._kernel.made_routing:
+                    remove_routing()
+                if self._kernel.made_tun:
+                    remove_tun(self._desired.tun)
+                if self._firewall.made:
+                    remove_table()
+            except OSError as error:
+                log.error("something of us is left: %s; meshd cleanup removes it", error)
+
     def close(self) -> None:
         """Stop, and give up the namespace; the object is of no use afterwards."""
         self.stop()
@@ -175,7 +203,7 @@ class HostState:
         """Stop, and remove every trace from the host: TUN, routes, rules, table, sysctls; return what went.
 
         Works without `start` too, for what another life left; of what is desired only the TUN's name is
-        looked at. Raises `OSError` and `NftError`, after all that could be removed is.
+        looked at. Raises `OSError`, after all that could be removed is.
         """
         self.stop()
         removed: list[str] = []
@@ -183,9 +211,13 @@ class HostState:
             if self._record is not None:
                 finish.callback(self._record.unlink, missing_ok=True)
             finish.callback(lambda: removed.extend(remove_table()))
-            finish.callback(lambda: removed.extend(remove_all(self._desired.tun)))
+            finish.callback(lambda: removed.extend(self._remove_tun()))
+            finish.callback(lambda: removed.extend(remove_routing()))
             removed += [f"sysctl {name}" for name in self._sysctls.restore()]
         return removed
+
+    def _remove_tun(self) -> list[str]:
+        return [f"link {self._desired.tun}"] if remove_tun(self._desired.tun) else []
 
     def report(self) -> dict[str, Any]:
         """Return what is in place, for people and programs: plain values only, as JSON has them."""
@@ -284,19 +316,48 @@ class HostState:
         else:
             self._error = ""
 
+    def _remember(self, changes: Mapping[str, Change]) -> None:
+        save_record(self._record, Record(self._desired.tun, changes))
+
+    def _remove_renamed_tun(self) -> None:
+        """Remove the TUN of an earlier life that had another name."""
+        name = self._earlier.tun
+        if name and name != self._desired.tun and remove_tun(name):
+            log.warning("the TUN of an earlier life, %s, is removed", name)
+        self._remember(self._sysctls.changes)
+
     def _apply_sysctls(self) -> None:
         for name, value in needed_sysctls(self._desired, self._versions, self._sysctls.changes):
             self._sysctls.require(name, value)
 
-    def _check_conflicts(self, desired: Desired) -> None:
+    def _checked(self, desired: Desired, *, routed: bool = False) -> Desired:
+        """Return what may be done of what is desired: all, but for stock peers' prefixes that are in the way.
+
+        Raises `HostConflictError` where the mesh itself is, unless it is `routed` already: then that is told.
+        """
         with self._namespace:
-            found = plan.overlaps(desired, connected_networks({desired.tun}))
-        if found:
+            connected = connected_networks({desired.tun, self._earlier.tun})
+        found = [f"mesh {text}" for text in plan.overlaps(desired.mesh, desired.pods, connected).values()]
+        if found and not routed:
             raise HostConflictError("; ".join(found))
+        refused = plan.overlaps([peer.prefix for peer in desired.stock], desired.pods, connected)
+        self._set_conflicts(found + [f"a stock peer's {text}" for text in refused.values()])
+        kept = frozenset(peer for peer in desired.stock if peer.prefix not in refused)
+        return replace(desired, stock=kept) if refused else desired
 
     def _look_for_conflicts(self) -> None:
+        """Tell of networks that the host was connected to since: what is routed stays so."""
         with self._namespace:
-            found = plan.overlaps(self._desired, connected_networks({self._desired.tun}))
+            connected = connected_networks({self._desired.tun})
+        pods = self._desired.pods
+        refused = plan.overlaps([peer.prefix for peer in self._asked.stock], pods, connected)
+        found = [f"mesh {text}" for text in plan.overlaps(self._desired.mesh, pods, connected).values()]
+        self._set_conflicts(found + [f"a stock peer's {text}" for text in refused.values()])
+        left_out = self._asked.stock - self._desired.stock
+        if free := frozenset(peer for peer in left_out if peer.prefix not in refused):
+            self._become(replace(self._desired, stock=self._desired.stock | free))
+
+    def _set_conflicts(self, found: list[str]) -> None:
         for conflict in set(found) - set(self._conflicts):
             log.error("%s", conflict)
         self._conflicts = found

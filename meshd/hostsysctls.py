@@ -7,6 +7,8 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from crossedge.host import sysctl
 from crossedge.host.files import write_atomic
@@ -14,7 +16,7 @@ from crossedge.host.links import list_links
 from crossedge.host.netlink import Netlink
 from crossedge.host.routes import list_routes
 from crossedge.host.sysctl import Change
-from crossedge.meshd.desired import Desired, foreign_prefixes
+from crossedge.meshd.desired import Desired
 
 RTPROT_RA = 9
 FORWARD4 = "net/ipv4/ip_forward"
@@ -43,14 +45,14 @@ def needed_sysctls(
     if 6 in versions:
         yield f"net/ipv6/conf/{desired.tun}/disable_ipv6", "0"
         yield f"net/ipv6/conf/{desired.tun}/accept_ra", "0"
-    if any(prefix.version == 4 for prefix in foreign_prefixes(desired)):
+    if any(peer.prefix.version == 4 for peer in desired.stock):
         # Prefixes of stock peers may cover addresses of the underlay: a strict check of the reverse path must
         # see the mark that our table gives to arriving datagrams. Candidates in mesh prefixes are refused.
         yield "net/ipv4/conf/all/src_valid_mark", "1"
 
 
 def _listening_to_routers(tun: str, we_forward: bool) -> list[str]:
-    """Return the interfaces that would listen to routers but for us: hardware, and those whose routes say so."""
+    """Return the interfaces that would listen to routers but for us: hardware, or known by their routes."""
     with Netlink() as netlink:
         links = list_links(netlink)
         advertised = {
@@ -66,33 +68,42 @@ def _listening_to_routers(tun: str, we_forward: bool) -> list[str]:
     ]
 
 
-def load_record(path: Path | None) -> dict[str, Change]:
-    """Return the changes of an earlier life since this boot; none if there is no record or it is broken."""
+class Record(NamedTuple):
+    """What a life leaves for the next, or for the cleanup."""
+
+    tun: str = ""
+    """Name of its TUN."""
+    changes: Mapping[str, Change] = MappingProxyType({})
+    """Sysctls that were changed."""
+
+
+def load_record(path: Path | None) -> Record:
+    """Return the record of an earlier life since this boot; an empty one if there is none or it is broken."""
     if path is None:
-        return {}
+        return Record()
     try:
         found = json.loads(path.read_text())
         if found["boot"] != _boot():
-            return {}
-        return {
-            str(name): Change(str(before), str(ours)) for name, (before, ours) in found["sysctls"].items()
-        }
+            return Record()
+        changes = {str(name): Change(str(was), str(ours)) for name, (was, ours) in found["sysctls"].items()}
+        return Record(str(found["tun"]), changes)
     except FileNotFoundError:
-        return {}
+        return Record()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        log.warning("%s cannot be read: sysctls changed in an earlier life will not be undone", path)
-        return {}
+        log.warning("%s cannot be read: what an earlier life changed will not be undone", path)
+        return Record()
 
 
-def save_record(path: Path | None, changes: Mapping[str, Change]) -> None:
-    """Remember our changes; a failure is logged, for a sysctl that cannot be undone is better than none."""
+def save_record(path: Path | None, record: Record) -> None:
+    """Write the record; a failure is logged, for a sysctl that cannot be undone is better than none."""
     if path is None:
         return
-    document = {"boot": _boot(), "sysctls": {name: list(change) for name, change in changes.items()}}
+    changes = {name: list(change) for name, change in record.changes.items()}
+    document = {"boot": _boot(), "tun": record.tun, "sysctls": changes}
     try:
         write_atomic(path, json.dumps(document, indent=1).encode(), mode=0o644)
     except OSError as error:
-        log.warning("%s cannot be written (%s): sysctls will not be undone", path, error.strerror)
+        log.warning("%s cannot be written (%s): our changes will not be undone", path, error.strerror)
 
 
 def _boot() -> str:

@@ -19,11 +19,12 @@ _BODY_V6 = Struct("!BBHI")
 _V4_QUERIES: Final = frozenset({0, 8, 13, 14})  # echo, timestamp: ICMP messages that are no errors
 
 
-def too_big(packet: memoryview, layout: Layout, mtu: int, source: bytes) -> bytes | None:
+def too_big(packet: memoryview, layout: Layout, mtu: int) -> bytes | None:
     """Return "fragmentation needed" or "packet too big" for a packet that is longer than `mtu` bytes.
 
-    `source` is the packed address that the answer comes from. None where no error may be sent: about an
-    error message, a later fragment, or to or from what is no single host (RFC 1812, 4.3.2.7).
+    It seems to come from the packet's destination: the host would not take it from an address of its own.
+    None where no error may be sent: about an error message, a later fragment, or to or from what is no
+    single host (RFC 1812, 4.3.2.7).
     """
     both = addresses(packet)
     half = len(both) // 2
@@ -36,23 +37,23 @@ def too_big(packet: memoryview, layout: Layout, mtu: int, source: bytes) -> byte
             return None
         if layout.protocol == ICMP and not (body and body[0] in _V4_QUERIES):
             return None
-        return _too_big_v4(bytes(packet[: V4_LIMIT - 28]), mtu, source, asker)
+        return _too_big_v4(bytes(packet[: V4_LIMIT - 28]), mtu, target + asker)
     if layout.protocol == ICMPV6 and not (body and body[0] >= 128):
         return None
-    return _too_big_v6(bytes(packet[: V6_LIMIT - 48]), mtu, source, asker)
+    return _too_big_v6(bytes(packet[: V6_LIMIT - 48]), mtu, target + asker)
 
 
-def _too_big_v4(quoted: bytes, mtu: int, source: bytes, asker: bytes) -> bytes:
+def _too_big_v4(quoted: bytes, mtu: int, ends: bytes) -> bytes:
     message = bytearray(_BODY_V4.pack(3, 4, 0, 0, mtu) + quoted)
     message[2:4] = complement(ones_sum(message)).to_bytes(2, "big")
     header = _V4.pack(0x45, 0, 20 + len(message), 0, 0, HOP_LIMIT, ICMP, 0)
-    answer = bytearray(header + source + asker + message)
+    answer = bytearray(header + ends + message)
     renew_header_checksum(memoryview(answer), 20)
     return bytes(answer)
 
 
-def _too_big_v6(quoted: bytes, mtu: int, source: bytes, asker: bytes) -> bytes:
+def _too_big_v6(quoted: bytes, mtu: int, ends: bytes) -> bytes:
     message = bytearray(_BODY_V6.pack(2, 0, 0, mtu) + quoted)
-    total = pseudo_sum(source + asker, ICMPV6, len(message)) + ones_sum(message)
+    total = pseudo_sum(ends, ICMPV6, len(message)) + ones_sum(message)
     message[2:4] = complement(total).to_bytes(2, "big")
-    return _V6.pack(0x60000000, len(message), ICMPV6, HOP_LIMIT) + source + asker + message
+    return _V6.pack(0x60000000, len(message), ICMPV6, HOP_LIMIT) + ends + message

@@ -68,7 +68,6 @@ class Inbound:
         "_opener",
         "_packets",
         "_reassembly",
-        "_touched",
     )
 
     def __init__(
@@ -80,7 +79,6 @@ class Inbound:
         inner: Callable[[Link, bytes, Endpoint, float], None],
         moved: Callable[[Link, Endpoint], None],
         dropped: Counter[str],
-        touched: set[Link],
     ) -> None:
         self._delivery = delivery
         self._indices = indices
@@ -89,7 +87,6 @@ class Inbound:
         self._inner = inner
         self._moved = moved
         self._dropped = dropped
-        self._touched = touched
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
         self._packets = TransportOpener(delivery, dropped)
@@ -112,7 +109,6 @@ class Inbound:
             link.received.size += size
             link.received.at = now
             link.session.data_received(now, size, batch.keypair)
-            self._touched.add(link)
             if batch.source not in link.endpoints:
                 self._moved(link, batch.source)
         for link, plaintext, source, stamp in spoken:
@@ -207,6 +203,6 @@ class Inbound:
         elif kind is Kind.UNKNOWN:
             self._dropped["unknown-datagram"] += 1
         elif kind is Kind.RELAY:
-            self._dropped["relay-nested"] += 1
+            self._dropped["relay-malformed"] += 1
         else:
             self._control(bytes(buffer[start:end]), source, stamp)

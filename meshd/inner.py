@@ -25,7 +25,7 @@ are big-endian. Each message starts with
         +--------------------------+---- ... ----+
         | sent u64                 | zeros       |
         +--------------------------+---- ... ----+
-        flag 1: answer with as many bytes as this has
+        flag 1: answer with as many bytes as this has. The datagram has no fewer bytes than a reply
     3 ProbeReply number: the probe's id
         8                          16                         24                         32       34
         +--------------------------+--------------------------+--------------------------+--------+---- ...
@@ -39,7 +39,17 @@ are big-endian. Each message starts with
         | record | certif.| record    | certificate
         +--------+--------+--- ... ---+--- ... ---+
         lengths u16: the sender's newest signed record, and its certificate or nothing
-    5 is kept for latency reports.
+    5 is kept for latency reports
+    6 BlocklistAsk    number: the offset of the part
+        8                          16
+        +--------------------------+
+        | serial u64, 0: newest    |
+        +--------------------------+
+    7 BlocklistPart   number: the offset of the part
+        8                          16                20
+        +--------------------------+-----------------+--- ... ---+
+        | serial u64               | size of the list| the part
+        +--------------------------+-----------------+--- ... ---+
 
 A version, bit or type that is not known is no error: unknown types are dropped and counted.
 """
@@ -56,6 +66,7 @@ from crossedge.wire.errors import WireError
 
 VERSION: Final = 1
 HELLO, PROBE, PROBE_REPLY, STATEMENT = 1, 2, 3, 4
+BLOCKLIST_ASK, BLOCKLIST_PART = 6, 7
 FLAG: Final = 1  # a Hello's "heard", a probe's "answer in full"
 FLAG_ANSWER: Final = 2  # of a Hello
 LENGTH_MAX: Final = 0xFFFF
@@ -65,11 +76,13 @@ _HELLO = struct.Struct(">BBBxI")
 _PROBE = struct.Struct(">Q")
 _REPLY = struct.Struct(">QQQH")
 _STATEMENT = struct.Struct(">HH")
+_BLOCKLIST_ASK = struct.Struct(">Q")
+_BLOCKLIST_PART = struct.Struct(">QI")
 _NANO = 1_000_000_000
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 
-PROBE_MIN: Final = _HEADER.size + _PROBE.size + TRANSPORT_OVERHEAD  # bytes of the smallest probe's datagram
-REPLY_MIN: Final = _HEADER.size + _REPLY.size + TRANSPORT_OVERHEAD
+REPLY_MIN: Final = _HEADER.size + _REPLY.size + TRANSPORT_OVERHEAD  # bytes of the smallest reply's datagram
+PROBE_MIN: Final = REPLY_MIN  # a shorter probe would be answered by more than it has, so it is not answered
 
 
 class Aeads(IntFlag):
@@ -152,7 +165,37 @@ class Statement:
         return _pack(STATEMENT, 0, 0, lengths + self.record + self.certificate)
 
 
-Inner = Hello | Probe | ProbeReply | Statement
+@dataclass(frozen=True, slots=True)
+class BlocklistAsk:
+    """A question for one part of a blocklist."""
+
+    serial: int
+    """0: the newest that the peer holds."""
+    offset: int
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        return _pack(BLOCKLIST_ASK, 0, self.offset, _BLOCKLIST_ASK.pack(self.serial))
+
+
+@dataclass(frozen=True, slots=True)
+class BlocklistPart:
+    """One part of a blocklist."""
+
+    serial: int
+    total: int
+    """Bytes of the whole list."""
+    offset: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        return _pack(
+            BLOCKLIST_PART, 0, self.offset, _BLOCKLIST_PART.pack(self.serial, self.total) + self.data
+        )
+
+
+Inner = Hello | Probe | ProbeReply | Statement | BlocklistAsk | BlocklistPart
 
 
 def _nano(seconds: float) -> int:
@@ -186,6 +229,8 @@ def decode(plaintext: bytes) -> Inner:
     flag = bool(flags & FLAG)
     if kind == PROBE:
         _need(body, _PROBE)
+        if len(plaintext) + TRANSPORT_OVERHEAD < PROBE_MIN:
+            raise WireError("short-probe")
         (sent,) = _PROBE.unpack_from(plaintext, _HEADER.size)
         return Probe(number, sent / _NANO, len(plaintext) + TRANSPORT_OVERHEAD, flag)
     if kind == PROBE_REPLY:
@@ -208,6 +253,15 @@ def decode(plaintext: bytes) -> Inner:
             raise WireError("bad-length", "statement")
         middle = start + record
         return Statement(bytes(plaintext[start:middle]), bytes(plaintext[middle:length]))
+    if kind == BLOCKLIST_ASK:
+        _need(body, _BLOCKLIST_ASK)
+        (serial,) = _BLOCKLIST_ASK.unpack_from(plaintext, _HEADER.size)
+        return BlocklistAsk(serial, number)
+    if kind == BLOCKLIST_PART:
+        _need(body, _BLOCKLIST_PART)
+        serial, total = _BLOCKLIST_PART.unpack_from(plaintext, _HEADER.size)
+        start = _HEADER.size + _BLOCKLIST_PART.size
+        return BlocklistPart(serial, total, number, bytes(plaintext[start:length]))
     raise WireError("unknown-type", f"in-session message {kind}")
 
 

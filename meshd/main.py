@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -81,10 +80,10 @@ def run(file: Path | None, root: Path, check_config: bool) -> None:
 @ROOT_OPTION
 def cleanup(file: Path | None, root: Path) -> None:
     """Remove the interface, routes, rules and tables of a daemon that does not run any more."""
-    from crossedge.meshd.daemon import remove_traces
+    from crossedge.meshd.hostplan import remove_traces
 
     config, identity, _ = read(file, root)
-    for line in asyncio.run(remove_traces(config, identity, root)):
+    for line in remove_traces(config, identity, root):
         click.echo(line)
 
 

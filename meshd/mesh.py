@@ -13,23 +13,20 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
-from typing import Final
+from typing import Any, Final
 
-from crossedge.meshd import inner
+from crossedge.meshd import inner, snapshots
 from crossedge.meshd.allowedips import AllowedIPs
-from crossedge.meshd.budget import Budget
+from crossedge.meshd.deadlines import Deadlines
 from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import MeshEvent, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
-from crossedge.meshd.hello import HelloExchange, gso_bits
-from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh_control import ControlPlane
-from crossedge.meshd.noise import NoiseError, PrivateKey
+from crossedge.meshd.noise import PrivateKey
 from crossedge.meshd.peer import MeshPeer
-from crossedge.meshd.punch import Shot
+from crossedge.meshd.peerservices import PeerServices
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.sequence import tai64n
 from crossedge.meshd.session import Session
@@ -39,7 +36,7 @@ from crossedge.meshd.transmit import Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.demux import Kind, classify
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 from crossedge.wire.errors import WireError
 
 EVENTS_MAX: Final = 8192
@@ -78,7 +75,6 @@ class Mesh:
         self.dropped: Counter[str] = Counter()
         self.device = Device(PrivateKey(settings.session_key), random, lambda at: tai64n(numbers.next(at)))
         self.handshakes = Handshakes(self.device, self._session_of)
-        self.budget = Budget(now)
         self.members: dict[bytes, MeshPeer] = {}
         self.static: dict[bytes, StaticPeer] = {}
         self.started = now
@@ -87,21 +83,38 @@ class Mesh:
         self._events: deque[MeshEvent] = deque()
         self._queued: set[type] = set()
         self._touched: dict[AnyPeer, None] = {}
-        self._heap: list[tuple[float, int, AnyPeer]] = []
-        self._deadlines: dict[AnyPeer, float] = {}
-        self._serial = 0
+        self._deadlines: Deadlines[AnyPeer] = Deadlines()
         self._owners: dict[Link, AnyPeer] = {}
-        self._recent: dict[bytes, None] = {}
-        self._own_hosts: frozenset[str] = frozenset()
-        self.control = ControlPlane(settings, self, clock, numbers, random, now)
+        self._recent: dict[bytes, MeshPeer] = {}
+
+        self._control_deadline: float | None = None
+        self._control = ControlPlane(settings, self, clock, numbers, random, now)
+        self.services = PeerServices(
+            settings,
+            self.device,
+            self._control,
+            lambda: self.control,
+            self.dropped,
+            self.touch,
+            self.emit,
+            now,
+        )
         self.control.directory.is_needed = self._is_needed
         for static in settings.static_peers:
-            peer = StaticPeer(static, self, self.device, settings.underlay_mtu, now)
+            peer = StaticPeer(static, self.services, self.device, settings.underlay_mtu, now)
             self.static[static.public_key] = peer
             self._owners[peer.link] = peer
             for network in static.allowed_ips:
                 allowed.insert(network, peer.link)
             self.touch(peer)
+        if self.static:
+            self.emit(RoutesChanged())
+
+    @property
+    def control(self) -> ControlPlane:
+        """The control side. Whoever asks for it may change it, so its deadline is looked up again."""
+        self._control_deadline = None
+        return self._control
 
     # --- What the shell tells ---------------------------------------------------------------------------
 
@@ -119,9 +132,9 @@ class Mesh:
         """
         self._now = now
         hosts = tuple(addresses)
-        first = not self._own_hosts
-        changed = self.control.set_host_addresses(hosts, now) or frozenset(hosts) != self._own_hosts
-        self._own_hosts = frozenset(hosts)
+        first = not self.services.own_hosts
+        changed = self.control.set_host_addresses(hosts, now) or frozenset(hosts) != self.services.own_hosts
+        self.services.own_hosts = frozenset(hosts)
         if (changed or moved) and not first:
             for peer in self.members.values():
                 peer.moved(now)
@@ -134,13 +147,13 @@ class Mesh:
         if changed:
             self.emit(RoutesChanged())
 
-    def datagram_too_big(self, endpoint: Endpoint, now: float) -> None:
-        """Take the kernel's word (EMSGSIZE) that what was sent there does not pass."""
+    def datagram_too_big(self, endpoint: Endpoint, now: float, size: int = 0) -> None:
+        """Take the kernel's word (EMSGSIZE) that `size` bytes (0: unknown) for that endpoint cannot leave."""
         self._now = now
         for peer in self.members.values():
             path = peer.paths.get(endpoint)
             if path is not None:
-                path.too_big(now)
+                path.too_big(size, now)
                 self.touch(peer)
         self._pump()
 
@@ -176,9 +189,21 @@ class Mesh:
         peer = next((peer for peer in self.members.values() if peer.name == name), None)
         if peer is None:
             return False
-        peer.ping(number, now)
+        peer.talk.ping(number, now)
         self._pump()
         return True
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the node's state for the control socket; see `snapshots`."""
+        return snapshots.status(self, now)
+
+    def peers(self, now: float) -> list[dict[str, Any]]:
+        """Return every peer's state for the control socket; see `snapshots`."""
+        return snapshots.peers(self, now)
+
+    def routes(self) -> list[snapshots.MeshRoute]:
+        """Return every prefix that is reached through the mesh."""
+        return snapshots.routes(self)
 
     # --- What arrives -----------------------------------------------------------------------------------
 
@@ -188,7 +213,7 @@ class Mesh:
         `local` is the number of the socket, 0 but for the fresh ones of a network check.
         """
         self._now = now
-        if isinstance(source, RelayEndpoint) and not self.control.relay_server(source.server):
+        if isinstance(source, RelayEndpoint) and not self._control.relay_server(source.server):
             self.dropped["unknown-relay"] += 1
             return
         kind = classify(datagram)
@@ -235,28 +260,27 @@ class Mesh:
 
     def _handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
         initiation = datagram[0] == Kind.INITIATION
-        if initiation and datagram in self._recent:
+        again = self._recent.get(datagram) if initiation else None
+        if again is not None:
             self.dropped["repeated-initiation"] += 1
+            again.handshaking.repeat(source, now)
             return
         session = self.handshakes.receive(datagram, source, now)
         owner = None if session is None else session.owner
-        if initiation and session is not None:
-            if len(self._recent) >= RECENT_INITIATIONS:
-                del self._recent[next(iter(self._recent))]
-            self._recent[bytes(datagram)] = None
         if isinstance(owner, MeshPeer):
             owner.handshaken(source, now, response=not initiation)
+            if initiation:
+                if len(self._recent) >= RECENT_INITIATIONS:
+                    del self._recent[next(iter(self._recent))]
+                self._recent[bytes(datagram)] = owner
         elif isinstance(owner, StaticPeer):
             owner.heard(source, now)
             self.touch(owner)
         while (reply := self.handshakes.poll_transmit()) is not None:
             answer, destination = reply
-            self.send(destination, answer)
+            self._control.transmit(destination, answer)
             if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
-                # Its copy through another way would be a replay: so the answer goes every way by itself.
-                for endpoint in owner.handshake_endpoints(now):
-                    if endpoint != destination:
-                        self.send(endpoint, answer)
+                owner.handshaking.responded(answer, destination, now)
 
     def _session_of(self, static: bytes) -> Session | None:
         """Return the session for whoever has this static key, made if need be; None for strangers."""
@@ -272,29 +296,26 @@ class Mesh:
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do, in seconds of `now`."""
         self._pump()
-        while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:
-            heappop(self._heap)
-        control = self.control.next_deadline()
-        return min(control, self._heap[0][0]) if self._heap else control
+        if self._control_deadline is None:
+            self._control_deadline = self._control.next_deadline()
+        others = (self._deadlines.next(), self.services.next_deadline())
+        return min([self._control_deadline, *(when for when in others if when is not None)])
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
         self._now = now
         self.control.handle_timeout(now)
-        while self._heap and self._heap[0][0] <= now:
-            when, _, peer = heappop(self._heap)
-            if self._deadlines.get(peer) != when:
-                continue
-            del self._deadlines[peer]
+        self.services.handle_timeout(now)
+        for peer in self._deadlines.take(now):
             peer.handle_timeout(now)
             self._touched.pop(peer, None)
-            self._arm(peer, now)
+            self._deadlines.set(peer, peer.deadline(now))
         self._pump()
 
     def poll_transmit(self) -> Transmit | None:
         """Return the next datagram to send, or None."""
         self._pump()
-        return self.control.poll_transmit()
+        return self._control.poll_transmit()
 
     def poll_event(self) -> MeshEvent | None:
         """Return the next event, or None."""
@@ -313,20 +334,18 @@ class Mesh:
             peer = next(iter(self._touched))
             del self._touched[peer]
             peer.pump(now)
-            self._arm(peer, now)
+            self._deadlines.set(peer, peer.deadline(now))
         raise RuntimeError("peers touch each other without end")
 
-    def _arm(self, peer: AnyPeer, now: float) -> None:
-        deadline = peer.deadline(now)
-        if deadline is None:
-            self._deadlines.pop(peer, None)
-        elif self._deadlines.get(peer) != deadline:
-            self._deadlines[peer] = deadline
-            self._serial += 1
-            heappush(self._heap, (deadline, self._serial, peer))
-            if len(self._heap) > 64 + 8 * len(self._deadlines):
-                self._heap = [item for item in self._heap if self._deadlines.get(item[2]) == item[0]]
-                self._heap.sort()
+    def all_dropped(self) -> Counter[str]:
+        """Return what the core dropped and why, the data path's counters not included."""
+        control = self._control
+        parts = [self.dropped, self.device.dropped, control.dropped, control.node.dropped]
+        parts += [control.directory.dropped, *(client.dropped for client in control.clients.values())]
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(part)
+        return total
 
     # --- What survives a restart ------------------------------------------------------------------------
 
@@ -364,7 +383,7 @@ class Mesh:
     def member_added(self, member: Member, now: float) -> None:
         """Make a peer of a new member."""
         leads = self.settings.certificate.node_id < member.node_id
-        peer = MeshPeer(member, self, self._random, leads=leads, now=now)
+        peer = MeshPeer(member, self.services, self._random, leads=leads, now=now)
         self.members[member.node_id] = peer
         self._owners[peer.link] = peer
         for network in member.certificate.allowed_ips:
@@ -394,7 +413,7 @@ class Mesh:
         self.allowed.remove_value(peer.link)
         del self._owners[peer.link]
         self._touched.pop(peer, None)
-        self._deadlines.pop(peer, None)
+        self._deadlines.set(peer, None)
         self.dropped["peer-removed-queue"] += len(peer.link.take_queue())
         self.emit(RoutesChanged())
         self.emit(StateToPersist())
@@ -418,6 +437,12 @@ class Mesh:
         if peer is not None:
             peer.learn_relay(relay, now, heard=False)
 
+    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
+        """Let the peer behind a channel hear from us, now that it leads to us again."""
+        for peer in self.members.values():
+            if peer.paths.get(relay) is not None:
+                peer.relay_bound(relay, now)
+
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Forget a channel that its rendezvous does not know."""
         for peer in self.members.values():
@@ -428,14 +453,14 @@ class Mesh:
         """Let a peer note that it was heard from an address: a second observer of that address."""
         peer = self.members.get(member.node_id)
         if peer is not None and isinstance(source, UdpEndpoint):
-            self.budget.confirm(source)
+            self.services.budget.confirm(source)
             peer.pinged(source, now)
 
     def ponged(self, member: Member, endpoint: UdpEndpoint, now: float) -> None:
         """Let a peer note that an endpoint answered."""
         peer = self.members.get(member.node_id)
         if peer is not None:
-            self.budget.confirm(endpoint)
+            self.services.budget.confirm(endpoint)
             peer.ponged(endpoint, now)
 
     def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
@@ -462,63 +487,13 @@ class Mesh:
             self._queued.add(type(event))
         self._events.append(event)
 
-    # --- What peers need (Port) -------------------------------------------------------------------------
+    # --- What services need -----------------------------------------------------------------------------
 
-    def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
-        """Queue a datagram."""
-        self.control.transmit(endpoint, datagram, ttl)
-
-    def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
-        """Pay for a packet to an endpoint that has not agreed."""
-        reason = self.budget.take(endpoint, now, single_observer=peer.offers.single_observer(endpoint))
-        if reason is not None:
-            self.dropped[reason] += 1
-        return reason is None
-
-    def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
-        """Send a sealed ping, if it can be paid for."""
-        path = peer.paths.get(shot.endpoint)
-        if (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
-            self.control.ping(peer.member, shot.endpoint, shot.attempt, shot.ttl, now)
-
-    def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
-        """Call a peer through every rendezvous that both know."""
-        waiting = None if peer.session is None else peer.session.initiation
-        return self.control.call(peer.member, attempt, peer.relay_rtt(), waiting or b"", now)
-
-    def rebind(self, peer: MeshPeer, now: float) -> None:
-        """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
-        self.control.probe_mappings(now)
-        for path in peer.paths.relays():
-            if isinstance(path.endpoint, RelayEndpoint):
-                self.control.bind(path.endpoint, now)
-
-    def statement(self, now: float) -> bytes:
-        """Return the plaintext that tells a peer our newest record."""
-        return inner.Statement(self.control.own_record(now), self.settings.certificate.encode()).encode()
-
-    def new_session(self, peer: MeshPeer, now: float) -> Session | None:
-        """Make a peer's session."""
-        try:
-            return Session(self.device, peer.member.certificate.x25519, now=now, mesh=True, owner=peer)
-        except NoiseError:
-            self.dropped["weak-key"] += 1
-            return None
-
-    def new_hello(self, keypair: Keypair, now: float) -> HelloExchange:
-        """Begin the hello of a keypair."""
-        settings = self.settings
-        return HelloExchange(keypair, settings.aeads, gso_bits(settings.gso), settings.largest_chunk, now)
-
-    def usable(self, endpoint: Endpoint) -> bool:
-        """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
-        if isinstance(endpoint, RelayEndpoint):
-            return self.control.relay_server(endpoint.server)
-        if (6 if ":" in endpoint.host else 4) not in self.settings.families:
-            return False
-        if endpoint.host in self._own_hosts and endpoint.port == self.settings.port:
-            return False
-        return refused_candidate(endpoint.host, self.settings.mesh_prefixes) is None
+    def blocklist_wanted(self, node_id: bytes, now: float) -> None:
+        """Ask a member for its newer blocklist, inside the session if there is one."""
+        peer = self.members.get(node_id)
+        if peer is not None:
+            self.services.fetch_blocklist(peer, now)
 
     def touch(self, peer: AnyPeer) -> None:
         """Pump this peer soon."""

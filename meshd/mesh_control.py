@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from crossedge.meshd import client_events as ce
 from crossedge.meshd import directory as dir_
 from crossedge.meshd.callbody import call_body
+from crossedge.meshd.callers import Finds, WaitingCalls
 from crossedge.meshd.candidates import Candidates
+from crossedge.meshd.challenges import Challenges
 from crossedge.meshd.client import RendezvousClient
 from crossedge.meshd.events import BlocklistToPersist, MeshEvent, Notice
 from crossedge.meshd.netcheck import Netcheck, NetcheckReport
@@ -30,13 +32,8 @@ from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 from crossedge.wire.envelope import ControlKey, is_cookie_reply
 from crossedge.wire.record import CandidateKind, NatVerdict
 
-PINGS_MAX: Final = 2048  # pings that wait for their pong
-PING_TIMEOUT: Final = 5.0  # seconds (as Tailscale's)
-UNKNOWN_CALLS_MAX: Final = 32  # calls from members whose record is on its way
-UNKNOWN_CALL_TIME: Final = 3.0  # seconds
 TRANSMITS_MAX: Final = 4096
-FIND_INTERVAL: Final = 1.0  # seconds between questions for the same address or node
-FINDS_MAX: Final = 256
+PROBE_SPACING: Final = 0.25  # seconds between questions where we are seen
 
 
 class ControlHost(Protocol):
@@ -59,6 +56,9 @@ class ControlHost(Protocol):
     def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
         """Take the channel that a call got."""
 
+    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
+        """Take the news that a channel leads to us again, where we are now."""
+
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Take the news that a rendezvous does not know this channel of ours."""
 
@@ -74,19 +74,11 @@ class ControlHost(Protocol):
     def restated(self, now: float) -> None:
         """Take the news that our own record is another one."""
 
+    def blocklist_wanted(self, node_id: bytes, now: float) -> None:
+        """Take the news that a member holds a newer blocklist than we do."""
+
     def emit(self, event: MeshEvent) -> None:
         """Hand an event to the shell."""
-
-
-class _Ping(NamedTuple):
-    node_id: bytes
-    endpoint: Endpoint
-    at: float
-
-
-class _UnknownCall(NamedTuple):
-    event: ce.Called
-    until: float
 
 
 class ControlPlane:
@@ -121,10 +113,11 @@ class ControlPlane:
         self._numbers = numbers
         self._random = random
         self._now = now
-        self._pings: dict[int, _Ping] = {}
-        self._unknown_calls: deque[_UnknownCall] = deque(maxlen=UNKNOWN_CALLS_MAX)
-        self._finds: dict[bytes, float] = {}
+        self._challenges = Challenges(random)
+        self._waiting = WaitingCalls(self.dropped)
+        self._finds = Finds(self.dropped)
         self._epochs: dict[bytes, int] = {}
+        self._probed = float("-inf")
         self._transmits: deque[Transmit] = deque()
         self._say(now)
 
@@ -188,31 +181,23 @@ class ControlPlane:
                 client.bind(relay.channel, now)
 
     def probe_mappings(self, now: float) -> None:
-        """Ask every rendezvous where it sees us now."""
+        """Ask every rendezvous where it sees us now; many peers may want to know at the same time."""
+        if now - self._probed < PROBE_SPACING:
+            return
+        self._probed = now
         for client in self.clients.values():
             client.network_changed(now)
 
     def find(self, address: bytes, now: float) -> None:
         """Ask whose prefix has this packed address; at most once per second for each."""
-        if self._may_find(address, now):
+        if self._finds.may_ask(address, now):
             for client in self.clients.values():
                 client.find_address(address, now)
 
     def _find_node(self, node_id: bytes, now: float) -> None:
-        if self._may_find(node_id, now):
+        if self._finds.may_ask(node_id, now):
             for client in self.clients.values():
                 client.find_node(node_id, now)
-
-    def _may_find(self, subject: bytes, now: float) -> bool:
-        if now - self._finds.get(subject, float("-inf")) < FIND_INTERVAL:
-            return False
-        if len(self._finds) >= FINDS_MAX:
-            self._finds = {key: at for key, at in self._finds.items() if now - at < FIND_INTERVAL}
-            if len(self._finds) >= FINDS_MAX:
-                self.dropped["too-many-finds"] += 1
-                return False
-        self._finds[subject] = now
-        return True
 
     # --- Ourselves --------------------------------------------------------------------------------------
 
@@ -275,14 +260,11 @@ class ControlPlane:
         self, member: dir_.Peer, endpoint: UdpEndpoint, attempt: int, ttl: int | None, now: float
     ) -> None:
         """Challenge an endpoint; the caller has paid for it."""
-        number = int.from_bytes(self._random(8), "big")
+        number = self._challenges.new(member.node_id, endpoint, now)
         message = m.Ping(id=number, seq=self._numbers.next(now), attempt=min(attempt, 255))
         sealed = self.node.seal(message, member.record.control_key)
         if sealed is None:
             return
-        if len(self._pings) >= PINGS_MAX:
-            del self._pings[next(iter(self._pings))]
-        self._pings[number] = _Ping(member.node_id, endpoint, now)
         self.sent["ping"] += 1
         self.transmit(endpoint, sealed, ttl)
 
@@ -326,13 +308,11 @@ class ControlPlane:
         self._host.pinged(member, source, now)
 
     def _on_pong(self, member: dir_.Peer, pong: m.Pong, now: float) -> None:
-        ping = self._pings.get(pong.id)
-        if ping is None or ping.node_id != member.node_id:
+        endpoint = self._challenges.met(pong.id, member.node_id, now)
+        if endpoint is None:
             self.dropped["unasked-pong"] += 1
-            return
-        del self._pings[pong.id]
-        if isinstance(ping.endpoint, UdpEndpoint):
-            self._host.ponged(member, ping.endpoint, now)
+        else:
+            self._host.ponged(member, endpoint, now)
 
     # --- Calls ------------------------------------------------------------------------------------------
 
@@ -347,7 +327,8 @@ class ControlPlane:
         member = self.directory.get(event.caller)
         if member is None or member.record.control_key != sealed.sender:
             if not waited:
-                self._await_caller(event, now)
+                self._waiting.add(event, now)
+                self._find_node(event.caller, now)
             else:
                 self.dropped["unknown-caller"] += 1
             return
@@ -364,19 +345,9 @@ class ControlPlane:
         relay = RelayEndpoint(client.endpoint, event.channel) if event.channel else None
         self._host.called(member, body, relay, relay or client.endpoint, now)
 
-    def _await_caller(self, event: ce.Called, now: float) -> None:
-        """Keep a call until its caller's record is there: it may have registered a moment ago."""
-        if len(self._unknown_calls) == UNKNOWN_CALLS_MAX:
-            self.dropped["unknown-calls-full"] += 1
-        self._unknown_calls.append(_UnknownCall(event, now + UNKNOWN_CALL_TIME))
-        self._find_node(event.caller, now)
-
     def _retry_calls(self, node_id: bytes, now: float) -> None:
-        waiting = [call for call in self._unknown_calls if call.event.caller == node_id]
-        for call in waiting:
-            self._unknown_calls.remove(call)
-            if now < call.until:
-                self._on_called(call.event, now, waited=True)
+        for event in self._waiting.take(node_id, now):
+            self._on_called(event, now, waited=True)
 
     # --- Events from below ------------------------------------------------------------------------------
 
@@ -409,6 +380,8 @@ class ControlPlane:
                         self._say(now)
                 case ce.BlocklistArrived():
                     self.directory.offer_blocklist(event.encoded, now)
+                case ce.Bound():
+                    self._host.relay_bound(RelayEndpoint(client.endpoint, event.channel), now)
                 case ce.RequestFailed():
                     self._on_request_failed(client, event, now)
                 case ce.StateChanged():
@@ -441,7 +414,8 @@ class ControlPlane:
                     self._host.member_removed(member, reason)
                 case dir_.CertificateWanted(node_id):
                     self._find_node(node_id, now)
-                case dir_.BlocklistWanted():
+                case dir_.BlocklistWanted(node_id=node_id):
+                    self._host.blocklist_wanted(node_id, now)
                     for client in self.clients.values():
                         client.fetch_blocklist(self.directory.blocklist.serial, now)
                 case dir_.BlocklistChanged(blocklist):
@@ -453,6 +427,11 @@ class ControlPlane:
     def offer(self, record: bytes, certificate: bytes, source: bytes, now: float) -> None:
         """Take a record that a member handed us itself."""
         self.directory.offer(record, certificate, source, now)
+        self._directory_events(now)
+
+    def offer_blocklist(self, encoded: bytes, now: float) -> None:
+        """Take a blocklist that a member gave us."""
+        self.directory.offer_blocklist(encoded, now)
         self._directory_events(now)
 
     def restore(self, items: Iterable[tuple[bytes, bytes]], now: float) -> int:
@@ -516,5 +495,3 @@ class ControlPlane:
         self.observers.handle_timeout(now)
         if now >= self.node.next_rotation():
             self.rotate_key(now)
-        while self._pings and now - next(iter(self._pings.values())).at >= PING_TIMEOUT:
-            del self._pings[next(iter(self._pings))]

@@ -22,10 +22,10 @@ from crossedge.meshd.packet import (
     UDP,
     UDP_CHECKSUM,
     Layout,
-    addresses,
     checksum_place,
     dissect,
     may_fragment,
+    outline,
     transport_header,
 )
 from crossedge.meshd.policy import Policy
@@ -87,12 +87,9 @@ class Outbound:
         "_packets",
         "_policy",
         "_sink",
-        "_source4",
-        "_source6",
         "_spare",
         "_split",
         "_stages",
-        "_touched",
         "_train",
         "_wanted",
         "_wants",
@@ -106,17 +103,12 @@ class Outbound:
         sink: Sink,
         transmit: Transmit,
         wanted: Callable[[Link], None],
-        addresses: tuple[bytes | None, bytes | None],
         dropped: Counter[str],
-        touched: set[Link],
     ) -> None:
-        """`addresses` are ours, packed: where answers to packets that are too long come from."""
         self._policy = policy
         self._sink = sink
         self._wanted = wanted
-        self._source4, self._source6 = addresses
         self._dropped = dropped
-        self._touched = touched
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
         self._packets = TransportSealer(self._train)
@@ -174,7 +166,6 @@ class Outbound:
                 link.sent.size += stage.sealed
                 link.sent.at = now
                 link.session.data_sent(now, stage.sealed)
-                self._touched.add(link)
             if len(self._spare) < SPARE_STAGES:
                 self._spare.append(stage)
         self._stages.clear()
@@ -282,10 +273,9 @@ class Outbound:
         if self._answer_tokens < 1.0:
             self._dropped["too-big-answer-rate"] += 1
             return
-        layout = dissect(packet)
-        source = self._source4 if layout.version == 4 else self._source6
-        both = addresses(packet)
-        answer = too_big(packet, layout, mtu, source or both[len(both) // 2 :])
+        if packet[0] >> 4 == 6:
+            mtu = max(mtu, IPV6_LEAST)  # a host ignores less
+        answer = too_big(packet, outline(packet), mtu)
         if answer is not None:
             self._answer_tokens -= 1.0
             frame = memoryview(bytearray(bytes(SIZE) + answer))

@@ -22,6 +22,9 @@ HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS = 0, 43, 44, 60  # RFC 8200, 
 UNKNOWN: Final = -1  # no protocol number: a chain of extension headers that was not followed to its end
 MAX_EXTENSION_HEADERS: Final = 8  # more are not followed
 
+LOOSE_ROUTE, STRICT_ROUTE = 131, 137  # IPv4 options (RFC 791, 3.1)
+END, NO_OPERATION = 0, 1
+
 IPV4_HEADER: Final = 20  # without options (RFC 791)
 IPV6_HEADER: Final = 40  # RFC 8200
 TCP_HEADER: Final = 20  # without options (RFC 9293)
@@ -134,6 +137,40 @@ def checksum_place(packet: Buffer, layout: Layout) -> int:
 def addresses(packet: Buffer) -> bytes:
     """Return source and destination, packed and joined (8 or 32 bytes), of a packet long enough for both."""
     return bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
+
+
+def source_routed(packet: Buffer) -> bool:
+    """Tell whether an outlined packet names further stops, so that its destination may be only the first one.
+
+    That is a source route of IPv4 (RFC 791, 3.1) or a routing header of IPv6 with segments left (RFC 8200,
+    4.4). True as well where the IPv6 headers are too many, or too short, to tell.
+    """
+    if packet[0] >> 4 == 4:
+        return _has_route_option(packet[IPV4_HEADER : (packet[0] & 15) * 4])
+    offset, kind = IPV6_HEADER, packet[6]
+    for _ in range(MAX_EXTENSION_HEADERS):
+        if kind not in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS):
+            return False
+        if offset + 8 > len(packet) or (kind == ROUTING and packet[offset + 3]):
+            return True
+        if kind == FRAGMENT and (packet[offset + 2] << 8 | packet[offset + 3]) >> 3:
+            return False  # what follows is no header
+        kind, offset = packet[offset], offset + (8 if kind == FRAGMENT else (packet[offset + 1] + 1) * 8)
+    return True
+
+
+def _has_route_option(options: Buffer) -> bool:
+    at = 0
+    while at < len(options) and options[at] != END:
+        if options[at] in (LOOSE_ROUTE, STRICT_ROUTE):
+            return True
+        if options[at] == NO_OPERATION:
+            at += 1
+        elif at + 1 < len(options) and options[at + 1] >= 2:
+            at += options[at + 1]
+        else:
+            return False  # the kernel refuses it
+    return False
 
 
 def may_fragment(packet: Buffer) -> bool:

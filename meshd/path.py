@@ -108,6 +108,7 @@ class _Sent:
     size: int
     full: bool
     rung: bool  # whether it tests a size; its loss says nothing about the path
+    counts: bool  # whether its loss is a loss of the path: not while the path is in doubt, or tests a size
     overdue: float
     missed: bool = False
 
@@ -130,6 +131,7 @@ class Path:
         "keepalive",
         "last_heard",
         "last_proof",
+        "offered",
         "private",
         "relay",
         "role",
@@ -150,6 +152,8 @@ class Path:
         self.rtt = Estimator()
         self.consented = False
         """Whether the peer answered a challenge from here; before that a budget counts what is sent."""
+        self.offered = True
+        """Whether the peer named this endpoint; else it gets small probes until it answers one."""
         self.created = now
         self.last_proof: float | None = None
         self.last_heard: float | None = None
@@ -208,6 +212,7 @@ class Path:
     def prove(self, now: float) -> None:
         """Start to prove a path that is new or was lost."""
         if self.state in (State.UNPROVEN, State.LOST):
+            self.rtt = Estimator()
             self._change(Cause.PROBED, now)
             self._tries = 0
             self._next = now
@@ -223,9 +228,14 @@ class Path:
             self.search.restart(now)
             self._next = now
 
-    def too_big(self, now: float) -> None:
-        """Take the kernel's word (EMSGSIZE) that the size does not pass any more."""
-        self.search.restart(now)
+    def nudge(self, now: float) -> None:
+        """Probe at once: there is reason to believe that the path works again."""
+        if self._next is not None:
+            self._next = now
+
+    def too_big(self, size: int, now: float) -> None:
+        """Take the kernel's word (EMSGSIZE) that `size` bytes (0: unknown) do not leave this host."""
+        self.search.refused(size, now)
 
     def _interval(self) -> float:
         if self.role is Role.LIVE:
@@ -269,7 +279,7 @@ class Path:
             if self.state is State.PROVEN and self.role is not Role.OFF:
                 self._next = now if self._next is None else min(self._next, now)
         for number in gone:
-            if not self._outstanding.pop(number).rung:
+            if self._outstanding.pop(number).counts:
                 self.rtt.lost()
         if self.state is State.PROVEN:
             ended = self.role is Role.LIVE and now >= self._trust_end()
@@ -303,9 +313,12 @@ class Path:
             fast = now - self._changed < SUSPECT_FAST
             self._next = now + (SUSPECT_INTERVAL if fast else HEARTBEAT)
         else:
-            step = PROVE_INTERVALS[min(self._tries, len(PROVE_INTERVALS) - 1)]
+            # A relay needs no haste, as it takes data unproven.
+            step = PROVE_INTERVALS[min(self._tries + (2 if self.relay else 0), len(PROVE_INTERVALS) - 1)]
             self._tries += 1
             self._next = now + max(step, min(self.rtt.smoothed or 0.0, 0.3))
+        if not self.consented and not self.offered and not self.relay:
+            return self._note(Probe(number, now, PROBE_MIN), now)
         return self._note(Probe(number, now, self.search.base, full_reply=True), now)
 
     def _heartbeat(self, number: int, now: float) -> Probe:
@@ -321,7 +334,8 @@ class Path:
         if len(self._outstanding) >= OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
         overdue = now + max(self.rtt.timeout, OVERDUE_MIN)
-        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, overdue)
+        counts = self.state is State.PROVEN and not rung
+        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, counts, overdue)
         return probe
 
     def _trust_end(self) -> float:
@@ -358,6 +372,8 @@ class Path:
             self._live_since = now
             self._next = None if self.role is Role.OFF else now + self._interval()
             self.search.start(now)
+        elif not sent.full and self.state is State.PROBING:
+            self._next = now  # the challenge was met: prove the full size
         return True
 
 

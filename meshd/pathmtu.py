@@ -64,6 +64,22 @@ class SizeSearch:
         self._checks_missed = 0
         self.start(now)
 
+    def refused(self, size: int, now: float) -> None:
+        """Take the host's own word that a datagram of `size` bytes cannot even leave it (0: it did not say).
+
+        What is as large is not tried again before the search is repeated; what is in use falls back.
+        """
+        size = size or (self._rung() if self._pending else self.size)
+        if size <= self.base:
+            return
+        if size <= self.size:
+            self.size = self.base
+            self._low = -1
+        self._high = min(self._high, sum(rung < size for rung in self.rungs))
+        self._low = min(self._low, self._high - 1)
+        self._running = True
+        self._step(now)
+
     def deadline(self) -> float | None:
         """Return when `next` has a size to test, None where it does not by itself."""
         if self._running:

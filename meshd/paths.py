@@ -92,6 +92,10 @@ class Paths:
         relays = [path for path in self._table.values() if path.relay]
         return sorted(relays, key=lambda path: (path.state is State.LOST, -(path.last_heard or 0.0)))
 
+    def relay_rtt(self) -> float:
+        """Return the smoothed RTT through the best relay in seconds, 0 where none was measured."""
+        return next((path.rtt.smoothed for path in self.relays() if path.rtt.smoothed is not None), 0.0)
+
     def directs(self) -> list[Path]:
         """Return the paths that need nobody."""
         return [path for path in self._table.values() if not path.relay]
@@ -159,9 +163,10 @@ class Paths:
         """Choose again and give each path its role.
 
         Returns the endpoints that data is sent to now and the UDP payload in bytes, a relay's header
-        included, that passes to all of them. `lively` says whether there is traffic.
+        included, that passes to all of them. `lively` says whether there is traffic: without it the proofs
+        are too rare to choose by, and the first packet goes both ways.
         """
-        best = choose(self._table.values(), self.current, self.since, now)
+        best = choose(self._table.values(), self.current, self.since, now) if lively else None
         if best is not None:
             if best is not self.current:
                 self.current, self.since = best, now
@@ -173,17 +178,18 @@ class Paths:
         return tuple(path.endpoint for path in used), size
 
     def _in_doubt(self) -> list[Path]:
-        """Return what to use while no path is trusted: at most two."""
+        """Return what to use while no path is trusted: at most two, a direct one and a relay if possible."""
         directs = [path for path in self._table.values() if not path.relay and path.state in WAS_GOOD]
         relays = self.relays()
-        first = self.current if self.current in directs or self.current in relays else None
-        if first is None:
-            first = min(directs, key=lambda path: path.cost, default=None)
-        if first is None:
-            return relays[:1]
-        if first.relay and first.state is State.LOST and len(relays) > 1:
-            return [relay for relay in relays if relay is not first][:2]
-        return [first, *[relay for relay in relays if relay is not first][:1]]
+        current = self.current
+        if current is not None and current in directs:
+            return [current, *relays[:1]]
+        if directs:
+            proven = [path for path in directs if path.state is State.PROVEN]
+            return [min(proven or directs, key=lambda path: path.cost), *relays[:1]]
+        if current is None or current not in relays or current.state is State.LOST:
+            return relays[: 1 if current is None else 2]
+        return [current, *[relay for relay in relays if relay is not current][:1]]
 
     def _assign(self, used: list[Path], now: float, *, lively: bool, doubt: bool) -> None:
         warm = sorted(

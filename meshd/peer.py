@@ -17,17 +17,16 @@ from typing import Final
 
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import Direct, LinkReady, PathChanged, SessionChanged
-from crossedge.meshd.hello import HelloExchange, gso_types
-from crossedge.meshd.inner import Hello, Inner, Probe, ProbeReply
-from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
+from crossedge.meshd.handshaking import NEVER, Handshaking
+from crossedge.meshd.inner import Inner, ProbeReply
 from crossedge.meshd.link import Link
 from crossedge.meshd.offers import Offers
-from crossedge.meshd.path import KEEPALIVE_INTERVAL, Path, State
+from crossedge.meshd.path import Path, State
 from crossedge.meshd.paths import Paths
 from crossedge.meshd.peerport import Gate, Port
 from crossedge.meshd.punch import Phase, Punch
 from crossedge.meshd.session import HandshakeFailed, KeypairRotated, Session, SessionExpired, SessionUp
-from crossedge.meshd.userping import UserPings
+from crossedge.meshd.talk import Talk
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 
 ACTIVE_TIME: Final = 20.0  # seconds after the last packet for which a pair counts as having traffic
@@ -35,10 +34,10 @@ SESSION_IDLE: Final = 300.0  # seconds without traffic after which a session is 
 SILENT: Final = 2.0  # seconds without a sign of life, with traffic, after which new keys are tried
 SILENT_AGAIN: Final = 5.0
 DOUBT_AGAIN: Final = 5.0  # seconds between calls because no direct path is good any more
-SPRAY_AFTER: Final = 1.0  # seconds without a relay after which handshakes go to the candidates themselves
-STATEMENTS: Final = (0.0, 0.3, 1.0)  # seconds after a change of ours at which a peer is told in the session
-NEVER: Final = float("-inf")
-TRANSPORT: Final = 4  # first byte of a WireGuard transport message
+
+HEARD_TIME: Final = (
+    10.0  # seconds for which a ping that came before the session makes its source worth a proof
+)
 
 
 class MeshPeer:
@@ -54,9 +53,9 @@ class MeshPeer:
         seed = random(6)
         self.paths = Paths(int.from_bytes(seed[:4], "big"), int.from_bytes(seed[4:], "big") / 65536)
         self.punch = Punch(leads=leads)
-        self.hello: HelloExchange | None = None
         self.offers = Offers(member.record, port.usable)
-        self.pings = UserPings(member.name)
+        self.talk = Talk(self, port)
+        self.handshaking = Handshaking(self, port)
         self.last_good: UdpEndpoint | None = None
         """The direct endpoint that was proven last, in this life or an earlier one."""
         self.created = now
@@ -68,13 +67,9 @@ class MeshPeer:
         """Seconds from the first packet of the cold pair to the first data sent direct; the newest one."""
         self.last_data: float | None = None
         self.last_heard: float | None = None
-        self.keepalive = KEEPALIVE_INTERVAL
-        """Seconds between keepalives of idle direct paths."""
         self._port = port
-        self._called = False
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
-        self._statements: list[float] = []
 
     # --- What it is -------------------------------------------------------------------------------------
 
@@ -109,10 +104,6 @@ class MeshPeer:
             return None
         return current
 
-    def relay_rtt(self) -> float:
-        """Return the smoothed RTT through the best relay in seconds, 0 where none was measured."""
-        return next((path.rtt.smoothed for path in self.paths.relays() if path.rtt.smoothed is not None), 0.0)
-
     # --- Opening and closing ----------------------------------------------------------------------------
 
     def want(self, now: float) -> None:
@@ -131,11 +122,9 @@ class MeshPeer:
         """Start a handshake, call and punch."""
         if not self._ensure_session(now) or self.session is None:
             return
-        self.opened_at = now
+        self.opened_at = self.handshaking.since = now
         self.session.initiate(now)
-        self._called = self._port.call(self, 1, now)
-        self.punch.start(self.offers.candidates(), now)
-        self._port.touch(self)
+        self.recall(now)
 
     def reopen(self, last_good: UdpEndpoint | None, now: float) -> None:
         """Open the session that an earlier life of this daemon had."""
@@ -159,6 +148,14 @@ class MeshPeer:
                 self.paths.remove(path.endpoint)
                 self._port.touch(self)
 
+    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
+        """Prove a channel again that leads to us again, and let the peer know what changed here."""
+        path = self.paths.get(relay)
+        if path is not None and path.state is State.SUSPECT:
+            path.nudge(now)
+            self.talk.state(now, firmly=True)
+            self._port.touch(self)
+
     def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
         """Forget a channel, and ask for another one while there is traffic."""
         self.paths.remove(relay)
@@ -169,7 +166,7 @@ class MeshPeer:
     def _ensure_session(self, now: float) -> bool:
         if self.session is None:
             self.session = self._port.new_session(self, now)
-            self.opened_at = now
+            self.opened_at = self.handshaking.since = now
         return self.session is not None
 
     def accept(self, now: float) -> Session | None:
@@ -182,7 +179,7 @@ class MeshPeer:
         if self.session is None:
             return
         self._doubt_tried = now
-        self._called = self._port.call(self, 1, now)
+        self.handshaking.called = self._port.call(self, 1, now)
         self.punch.start(self.offers.candidates(), now)
         self._port.touch(self)
 
@@ -193,15 +190,14 @@ class MeshPeer:
         told = self.up_at is not None or self.wanted_at is not None
         self.session.close()
         self.session = None
-        self.hello = None
+        self.talk.clear()
         self.link.agreed = None
         self._set_path((), 0, state)
         self.paths.clear()
         self.punch.reset()
         self.offers.clear()
         self.wanted_at = self.opened_at = self.up_at = self.direct_at = None
-        self._called = False
-        self._statements.clear()
+        self.handshaking.called = False
         if told:
             self._port.emit(SessionChanged(self.name, state))
 
@@ -214,28 +210,28 @@ class MeshPeer:
             return
         if not self.active or not fresh:
             return
-        current = self.paths.current
-        if current is not None and isinstance(current.endpoint, UdpEndpoint):
-            left = current.endpoint in old.record.endpoints and current.endpoint not in self.offers
-            if left:
-                self.paths.doubt(now)
+        used = None if self.paths.current is None else self.paths.current.endpoint
+        if used in old.record.endpoints and used not in self.offers:
+            self.paths.doubt(now)
         for endpoint in fresh:
             self.punch.add(endpoint, now)
         self._port.touch(self)
 
     def moved(self, now: float) -> None:
-        """Prove everything again: an address of ours changed."""
+        """Prove everything again: an address of ours changed. Without traffic the next packet calls."""
         if not self.active:
             return
         self.paths.doubt(now, relays=True)
-        self._statements = [now + delay for delay in STATEMENTS]
-        self._port.rebind(self, now)
-        self.recall(now)
+        self.talk.state(now, firmly=True)
+        if self.lively(now):
+            self._port.rebind(self, now)
+            self.recall(now)
+        self._port.touch(self)
 
     def restated(self, now: float) -> None:
         """Tell the peer our newest record inside the session."""
-        if self.up(now) and not self._statements:
-            self._statements = [now]
+        if self.up(now):
+            self.talk.state(now)
             self._port.touch(self)
 
     # --- What arrives -----------------------------------------------------------------------------------
@@ -251,40 +247,28 @@ class MeshPeer:
         self._ensure_session(now)
         self.offers.add(offered, observed_by)
         if attempt == 1:
-            self.punch.start(self.offers.candidates(), now)
+            self.punch.called(self.offers.candidates(), now)
         elif attempt:
             self.punch.synchronise(self.offers.candidates(), attempt, 0.0, now, called=True)
         self._port.touch(self)
 
     def learn_relay(self, endpoint: RelayEndpoint, now: float, *, heard: bool) -> None:
         """Take a channel that leads to the peer; `heard`: something authentic came through it."""
-        path = self.paths.get(endpoint) or self.paths.add(endpoint, now)
+        path = self._path(endpoint, now)
         if path is None:
             return
         if heard:
             path.heard(now)
         if self.up(now):
             path.prove(now)
-        elif not heard and self.session is not None and self.session.initiation is not None:
-            self._handshake_again(endpoint)
+        elif not heard:
+            self.handshaking.try_way(endpoint, now)
         self._port.touch(self)
-
-    def _handshake_again(self, endpoint: Endpoint) -> None:
-        """Let a handshake that goes on try a new way; what a call carried already is not repeated."""
-        session = self.session
-        if session is None or session.initiation is None:
-            return
-        if isinstance(endpoint, RelayEndpoint) and self._called:
-            return
-        self._port.send(endpoint, session.initiation)
 
     def pinged(self, source: UdpEndpoint, now: float) -> None:
         """Note an authentic, fresh ping from this address: challenge it."""
-        if not self._port.usable(source):
-            return
-        path = self.paths.add(source, now)
+        path = self._path(source, now)
         if path is None:
-            self._port.dropped["paths-full"] += 1
             return
         path.heard(now)
         self.punch.heard(source, now)
@@ -294,9 +278,8 @@ class MeshPeer:
 
     def ponged(self, endpoint: UdpEndpoint, now: float) -> None:
         """Note that the peer answered our challenge to this endpoint: it takes handshakes and proofs now."""
-        path = self.paths.add(endpoint, now)
+        path = self._path(endpoint, now)
         if path is None:
-            self._port.dropped["paths-full"] += 1
             return
         first = not path.consented
         path.consented = True
@@ -304,25 +287,22 @@ class MeshPeer:
         if self.up(now):
             path.prove(now)
         elif first:
-            self._handshake_again(endpoint)
+            self.handshaking.try_way(endpoint, now)
         self._port.touch(self)
 
     def handshaken(self, source: Endpoint, now: float, *, response: bool) -> None:
         """Note an authentic handshake message; a response echoes our initiation and so is consent."""
         self.last_heard = now
-        path = self.paths.add(source, now) if self._port.usable(source) else None
+        path = self._path(source, now)
         if path is not None:
             path.heard(now)
-            if response and not path.relay:
-                path.consented = True
+            path.consented |= response and not path.relay
         self._port.touch(self)
 
     def roamed(self, source: Endpoint, now: float) -> None:
         """Note that something was opened that came from an endpoint; one that is new is challenged."""
         self.last_heard = now
-        path = self.paths.get(source)
-        if path is None and self._port.usable(source):
-            path = self.paths.add(source, now)
+        path = self._path(source, now)
         if path is None:
             return
         path.heard(now)
@@ -333,19 +313,12 @@ class MeshPeer:
     def receive_inner(self, message: Inner, source: Endpoint, now: float, stamp: float) -> None:
         """Take an in-session message that came from this endpoint; statements are the mesh's."""
         self.roamed(source, now)
-        if isinstance(message, Probe):
-            size = message.size if message.full_reply else 0
-            reply = ProbeReply(message.id, message.sent, stamp, now, message.size, size)
-            self._seal(reply.encode(), source, now, exact=True)
-        elif isinstance(message, ProbeReply):
-            self._replied(message, source, now, stamp)
-        elif isinstance(message, Hello):
-            self._hello(message, now)
+        self.talk.receive(message, source, now, stamp)
+        self._flush()
         self._port.touch(self)
 
-    def _replied(self, reply: ProbeReply, source: Endpoint, now: float, stamp: float) -> None:
-        if self.pings.replied(reply.id, stamp):
-            return
+    def replied(self, reply: ProbeReply, source: Endpoint, now: float, stamp: float) -> None:
+        """Take the answer to a probe."""
         path = self.paths.replied(reply, source, stamp, now)
         if path is None:
             self._port.dropped["unasked-probe-reply"] += 1
@@ -355,24 +328,16 @@ class MeshPeer:
             if self.punch.phase is not Phase.DONE:
                 self.punch.done()
 
-    def _hello(self, hello: Hello, now: float) -> None:
-        session = self.session
-        if session is None:
-            return
-        exchange = self.hello
-        if exchange is None or exchange.keypair.local_index != hello.receiver:
-            current = session.current
-            if current is None or current.local_index != hello.receiver:
-                self._port.dropped["hello-of-another-keypair"] += 1
-                return
-            exchange = self.hello = self._port.new_hello(current, now)
-        aead = exchange.receive(hello, now)
-        if aead is None:
-            return
-        exchange.keypair.enable_superframes(aead)
-        if exchange.heard:
-            self.link.allow_superframes(exchange.keypair, gso_types(hello.gso), hello.largest_chunk)
-            self._flush()
+    def _path(self, endpoint: Endpoint, now: float) -> Path | None:
+        """Return the path to an endpoint, a new one if it may and can be one."""
+        path = self.paths.get(endpoint)
+        if path is None and self._port.usable(endpoint):
+            path = self.paths.add(endpoint, now)
+            if path is None:
+                self._port.dropped["paths-full"] += 1
+        if path is not None:
+            path.offered = endpoint in self.offers
+        return path
 
     # --- Traffic ----------------------------------------------------------------------------------------
 
@@ -404,13 +369,6 @@ class MeshPeer:
             self._port.touch(self)
         self.last_data = now
 
-    def ping(self, number: int, now: float) -> None:
-        """Probe the way that data takes, for a person; opens the session first where there is none."""
-        self.pings.ask(number, now)
-        if not self.up(now) or not self.link.endpoints:
-            self.want(now)
-        self._port.touch(self)
-
     # --- The pump ---------------------------------------------------------------------------------------
 
     def handle_timeout(self, now: float) -> None:
@@ -434,21 +392,20 @@ class MeshPeer:
         """Send what is due and choose the way again; called after everything that happened to the peer."""
         session = self.session
         if session is None:
-            self._user_pings(now)
+            self._punch(now)
+            self.talk.pump_pings(now)
             return
         self._session_events(session, now)
         self.paths.handle_timeout(now)
         if self.up(now):
-            self._probe(now)
-            self._say_hello(now)
-            self._state(now)
+            self.talk.pump(now)
         self._punch(now)
         self._watch(session, now)
         while (datagram := session.poll_transmit()) is not None:
-            self._send_session(datagram, now)
+            self.handshaking.send(datagram, now)
         self._session_events(session, now)
         self._choose(now)
-        self._user_pings(now)
+        self.talk.pump_pings(now)
 
     def deadline(self, now: float) -> float | None:
         """Return when `handle_timeout` has something to do."""
@@ -458,83 +415,37 @@ class MeshPeer:
             when = session.next_deadline()
             if when is not None:
                 times.append(when)
-            if self.hello is not None and self.hello.due is not None and self.up(now):
-                times.append(self.hello.due)
             if self.last_data is not None:
                 times += [self.last_data + ACTIVE_TIME] if self.lively(now) else []
                 if self.lively(now) and self.up(now):
                     times.append(max((self.last_heard or now) + SILENT, self._silent_tried + SILENT_AGAIN))
+                elif self.lively(now):
+                    times.append(max(now, self._doubt_tried + DOUBT_AGAIN))
             times.append(self._last_use() + (SESSION_IDLE if session.current is not None else ACTIVE_TIME))
-            if self.up(now):
-                times += self._statements[:1]
-        when = self.pings.deadline()
-        if when is not None:
-            times.append(when)
+        times += self.talk.deadlines(up=self.up(now))
         return min((when for when in times if when > NEVER), default=None)
 
     def _session_events(self, session: Session, now: float) -> None:
         while (event := session.poll_event()) is not None:
             match event:
-                case SessionUp(keypair):
-                    self._on_up(keypair, now)
-                case KeypairRotated(keypair):
-                    self.hello = self._port.new_hello(keypair, now)
-                case SessionExpired():
-                    self._port.emit(SessionChanged(self.name, "expired"))
-                case HandshakeFailed():
-                    self._port.emit(SessionChanged(self.name, "failed"))
+                case SessionUp():
+                    self._on_up(event, now)
+                case KeypairRotated():
+                    self.talk.begin(event.keypair, now, state=False)
+                case SessionExpired() | HandshakeFailed():
+                    ended = "expired" if isinstance(event, SessionExpired) else "failed"
+                    self._port.emit(SessionChanged(self.name, ended))
 
-    def _on_up(self, keypair: Keypair, now: float) -> None:
+    def _on_up(self, event: SessionUp, now: float) -> None:
         self.up_at = now
         self.last_heard = now
-        self.hello = self._port.new_hello(keypair, now)
-        self._statements = [now]
+        self.talk.begin(event.keypair, now, state=True)
         for path in self.paths:
-            if path.relay or path.consented or path.last_heard is not None:
+            recently = path.last_heard is not None and now - path.last_heard < HEARD_TIME
+            if path.relay or path.consented or recently:
+                path.offered = path.endpoint in self.offers
                 path.prove(now)
         self._port.emit(SessionChanged(self.name, "up"))
-
-    def _probe(self, now: float) -> None:
-        for path, probe in self.paths.probes(now):
-            endpoint = path.endpoint
-            unpaid = isinstance(endpoint, UdpEndpoint) and not path.consented
-            if unpaid and isinstance(endpoint, UdpEndpoint) and not self._port.spend(self, endpoint, now):
-                continue
-            self._seal(probe.encode(), endpoint, now, exact=True)
-
-    def _say_hello(self, now: float) -> None:
-        exchange = self.hello
-        if exchange is None or exchange.due is None or now < exchange.due:
-            return
-        session = self.session
-        if session is None or exchange.keypair is not session.current:
-            self.hello = None
-            return
-        self._say(exchange.message(now).encode(), now)
-
-    def _state(self, now: float) -> None:
-        if self._statements and now >= self._statements[0]:
-            self._statements = [when for when in self._statements if when > now]
-            self._say(self._port.statement(now), now)
-
-    def _say(self, plaintext: bytes, now: float) -> None:
-        """Send an in-session message the way that data goes, or while there is none by every relay."""
-        endpoints = self.link.endpoints or tuple(path.endpoint for path in self.paths.relays())
-        if not endpoints:
-            endpoints = tuple(self.paths.consented()[:2])
-        for endpoint in endpoints:
-            self._seal(plaintext, endpoint, now)
-
-    def _seal(self, plaintext: bytes, endpoint: Endpoint, now: float, *, exact: bool = False) -> None:
-        session = self.session
-        if session is None or session.current is None or not session.usable(now):
-            return
-        try:
-            datagram = seal_transport(session.current, plaintext, pad=not exact)
-        except CounterExhaustedError:
-            return
-        session.data_sent(now, 0)
-        self._port.send(endpoint, datagram)
 
     def _punch(self, now: float) -> None:
         for shot in self.punch.take(now):
@@ -546,49 +457,29 @@ class MeshPeer:
             self.punch.reset()
             return
         self._port.call(self, call.attempt, now)
-        self.punch.synchronise(self.offers.candidates(), call.attempt, self.relay_rtt(), now, called=False)
+        self.punch.synchronise(
+            self.offers.candidates(), call.attempt, self.paths.relay_rtt(), now, called=False
+        )
         for shot in self.punch.take(now):
             self._port.send_ping(self, shot, now)
 
     def _watch(self, session: Session, now: float) -> None:
-        """Notice, while there is traffic, that direct paths died or that the peer fell silent."""
-        if not self.lively(now) or not self.up(now):
+        """Notice, while there is traffic, that nothing direct is left or that the peer fell silent."""
+        if not self.lively(now):
             return
-        directs = self.paths.directs()
+        up = self.up(now)
+        cut_off = not up or not any(path.state is State.PROVEN for path in self.paths.directs())
         if (
-            not any(path.state is State.PROVEN for path in directs)
-            and self.punch.phase in (Phase.IDLE, Phase.DONE)
+            cut_off
+            and (not up or self.punch.phase in (Phase.IDLE, Phase.DONE))
             and now - self._doubt_tried >= DOUBT_AGAIN
         ):
             self._port.rebind(self, now)
             self.recall(now)
         heard = self.last_heard if self.last_heard is not None else now
-        if now - heard >= SILENT and now - self._silent_tried >= SILENT_AGAIN:
+        if up and now - heard >= SILENT and now - self._silent_tried >= SILENT_AGAIN:
             self._silent_tried = now
             session.initiate(now, urgent=True)
-
-    def _send_session(self, datagram: bytes, now: float) -> None:
-        """Send what the session made: handshakes wherever they may arrive, keepalives the way data goes."""
-        if datagram[0] == 4:
-            for endpoint in self.link.endpoints or tuple(path.endpoint for path in self.paths.relays()[:1]):
-                self._port.send(endpoint, datagram)
-            return
-        for endpoint in self.handshake_endpoints(now):
-            self._port.send(endpoint, datagram)
-
-    def handshake_endpoints(self, now: float) -> list[Endpoint]:
-        """Return where a handshake goes: through every relay and to all who agreed.
-
-        Where there is neither and no call can help, to the candidates themselves, paid from the budget.
-        """
-        relays: list[Endpoint] = [path.endpoint for path in self.paths.relays()]
-        agreed: list[Endpoint] = [*self.paths.consented()]
-        if relays or agreed:
-            return relays + agreed
-        tried = [] if self.last_good is None else [self.last_good]
-        if not self._called or now - (self.opened_at or now) >= SPRAY_AFTER:
-            tried += [endpoint for endpoint in self.offers.candidates() if endpoint != self.last_good]
-        return [endpoint for endpoint in tried if self._port.spend(self, endpoint, now)]
 
     def _choose(self, now: float) -> None:
         if not self.up(now):
@@ -602,8 +493,9 @@ class MeshPeer:
         else:
             reason = "in doubt" if len(endpoints) > 1 else "proven"
         self._set_path(endpoints, size, reason)
+        keepalive = self._port.keepalive()
         for path in self.paths:
-            path.keepalive = self.keepalive
+            path.keepalive = keepalive
 
     def _set_path(self, endpoints: tuple[Endpoint, ...], size: int, reason: str) -> None:
         old = self.link.endpoints
@@ -614,16 +506,6 @@ class MeshPeer:
         if endpoints != old:
             self._port.emit(PathChanged(self.name, old, endpoints, reason))
         self._flush()
-
-    def _user_pings(self, now: float) -> None:
-        endpoints = self.link.endpoints if self.up(now) else ()
-        for number in self.pings.waiting if endpoints else ():
-            identity = self.paths.take_id()
-            self.pings.sent(number, identity, endpoints[0], now)
-            self._seal(Probe(identity, now).encode(), endpoints[0], now, exact=True)
-        self.pings.handle_timeout(now)
-        while self.pings.results:
-            self._port.emit(self.pings.results.popleft())
 
     def _flush(self) -> None:
         if self.link.queue and self.link.endpoints:

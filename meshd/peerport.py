@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from crossedge.meshd.events import MeshEvent
 from crossedge.meshd.hello import HelloExchange
+from crossedge.meshd.inner import BlocklistAsk, BlocklistPart
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.session import Session
@@ -45,8 +46,17 @@ class Port(Protocol):
     def new_hello(self, keypair: Keypair, now: float) -> HelloExchange:
         """Begin the hello of a keypair."""
 
+    def blocklist_part(self, ask: BlocklistAsk) -> BlocklistPart | None:
+        """Return a part of the blocklist that we hold."""
+
+    def blocklist_arrived(self, peer: MeshPeer, part: BlocklistPart, now: float) -> None:
+        """Take a part of a blocklist that we asked the peer for."""
+
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
+
+    def keepalive(self) -> float:
+        """Return how often an idle path has to be used, in seconds, for our NAT to keep its mapping."""
 
     def touch(self, peer: MeshPeer) -> None:
         """Pump this peer soon: something happened to it outside of a call from the mesh."""

@@ -32,6 +32,7 @@ FIRST_TRY_TIME: Final = 2.0  # seconds after which a try without an answer has f
 LATER_TRY_TIME: Final = 1.5
 PAUSES: Final = (35.0, 60.0, 120.0, 240.0, 480.0, 600.0)  # seconds; the first exceeds 30 s with room
 FOLLOWER_EXTRA: Final = 10.0  # seconds that the one who does not lead waits longer
+SAME_CALL: Final = 0.5  # seconds within which calls through several rendezvous are one
 CANDIDATES_MAX: Final = 24
 HEARD_MAX: Final = 16
 SYNC_RTT_MAX: Final = 1.0  # seconds: what a peer may make us wait at most, twice
@@ -72,6 +73,7 @@ class Punch:
         "_leads",
         "_pauses",
         "_queue",
+        "_started",
         "attempt",
         "phase",
         "resume",
@@ -85,6 +87,7 @@ class Punch:
         self._heard: dict[UdpEndpoint, None] = {}
         self._ends: float | None = None
         self._pauses = 0
+        self._started = float("-inf")
         self.attempt = 0
         self.phase = Phase.IDLE
         self.resume: float | None = None
@@ -94,6 +97,14 @@ class Punch:
         """Begin with the first try: the pair is cold, or something changed on either side."""
         self._pauses = 0
         self._fire(candidates, 1, now, now)
+
+    def called(self, candidates: Iterable[UdpEndpoint], now: float) -> None:
+        """Begin with the first try because the peer did; its calls through several rendezvous are one."""
+        if self.phase is Phase.TRYING and self.attempt == 1 and now - self._started < SAME_CALL:
+            for endpoint in candidates:
+                self.add(endpoint, now)
+        else:
+            self.start(candidates, now)
 
     def synchronise(
         self, candidates: Iterable[UdpEndpoint], attempt: int, rtt: float, now: float, *, called: bool
@@ -140,6 +151,7 @@ class Punch:
     def _fire(self, candidates: Iterable[UdpEndpoint], attempt: int, now: float, when: float) -> None:
         self.phase = Phase.TRYING
         self.attempt = min(attempt, 255)
+        self._started = now
         self.resume = None
         self._queue.clear()
         self._heard.clear()

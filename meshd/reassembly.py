@@ -146,7 +146,7 @@ class Reassembly:
             self._dropped["chunk-conflict"] += 1
             alike[1].put(index, part)
             return alike[1:]
-        if candidates:
+        if alike or len(candidates) == 2:
             self._dropped["chunk-conflict"] += 1
         latest = Candidate(key, list(alike[0].parts) if alike else [b""] * key[0])
         latest.put(index, part)

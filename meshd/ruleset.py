@@ -174,13 +174,17 @@ def _collapsed(networks: Iterable[Network]) -> list[Network]:
     return [*ipaddress.collapse_addresses(fours), *ipaddress.collapse_addresses(sixes)]
 
 
-def without_covered(networks: Iterable[Network]) -> frozenset[Network]:
-    """Return the networks that no other one of them holds: sets of intervals refuse overlaps."""
-    kept: list[Network] = []
-    for network in sorted(
-        networks, key=lambda each: (each.version, int(each.network_address), each.prefixlen)
-    ):
-        if kept and kept[-1].version == network.version and kept[-1].overlaps(network):
+def without_covered(networks: Iterable[Network]) -> dict[int, frozenset[Network]]:
+    """Return, by IP version, the networks that no other one holds: sets of intervals refuse overlaps."""
+    kept: dict[int, list[Network]] = {4: [], 6: []}
+    ordered = sorted(
+        (network.version, int(network.network_address), network.prefixlen, position, network)
+        for position, network in enumerate(networks)
+    )
+    end, of = 0, 0
+    for version, start, length, _, network in ordered:
+        if version == of and start < end:
             continue
-        kept.append(network)
-    return frozenset(kept)
+        kept[version].append(network)
+        end, of = start + (1 << (network.max_prefixlen - length)), version
+    return {version: frozenset(those) for version, those in kept.items()}

@@ -43,6 +43,20 @@ class Sequence:
         self.last = value
         return value
 
+    def due(self, now: float) -> int | None:
+        """Return a bound that should be made durable at leisure (then call `reserved`), or None.
+
+        Whoever does that in the background spares `next` from waiting for the disk.
+        """
+        value = max(int(self._unix(now) * 1_000_000), self.last)
+        if value + RESERVE_AHEAD // 2 <= self._reserved or value >= SEQUENCE_MAX:
+            return None
+        return min(value + RESERVE_AHEAD, SEQUENCE_MAX)
+
+    def reserved(self, bound: int) -> None:
+        """Take note that a bound is durable."""
+        self._reserved = max(self._reserved, bound)
+
     def raise_to(self, floor: int) -> None:
         """Give out only numbers above `floor` from now on; it must come from something that we signed."""
         self.floor = max(self.floor, min(floor, SEQUENCE_MAX - 1))

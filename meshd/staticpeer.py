@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from crossedge.meshd.constants import TRANSPORT_OVERHEAD
 from crossedge.meshd.device import Device
-from crossedge.meshd.events import LinkReady, MeshEvent, PathChanged, SessionChanged
+from crossedge.meshd.events import LinkReady, MeshEvent, PathChanged, RoutesChanged, SessionChanged
 from crossedge.meshd.link import SAFE_DATAGRAM, Link
 from crossedge.meshd.pathmtu import IPV4_UDP, IPV6_UDP
 from crossedge.meshd.peerport import Gate
@@ -157,9 +157,11 @@ class StaticPeer:
             self.session = None
 
     def _move(self, endpoint: UdpEndpoint) -> None:
-        old = self.link.endpoints
+        old, mtu = self.link.endpoints, self.mtu
         self.endpoint = endpoint
         self._set_path(endpoint)
+        if self.mtu != mtu:
+            self._port.emit(RoutesChanged())
         self._port.emit(PathChanged(self.name, old, self.link.endpoints, "roamed" if old else "configured"))
 
     def _set_path(self, endpoint: UdpEndpoint) -> None:

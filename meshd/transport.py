@@ -2,7 +2,8 @@
 
 The format stands in `keypair`. The plaintext is one IP packet, padded by zeros to a multiple of 16 as far as
 the datagram has room (paper, 5.4.6). Outbound a super-packet is cut into packets with whole checksums;
-inbound the packets of one flow are joined again by `coalesce`.
+inbound the packets of one flow are joined again by `coalesce`. The outer header's ECN is Not-ECT and its DSCP
+0, as with superframes (RFC 6040, 4.1, compatibility mode): a copy would cut trains at every change of it.
 """
 
 from __future__ import annotations

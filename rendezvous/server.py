@@ -26,6 +26,7 @@ from crossedge.rendezvous.sockets import (
     NO_SEGMENTATION,
     Ancillary,
     ServerSocket,
+    has_ipv6,
     local_address,
     open_socket,
     segment_ancillary,
@@ -36,7 +37,7 @@ from crossedge.rendezvous.stunserver import address_group
 from crossedge.wire.armour import dearmour
 from crossedge.wire.endpoint import UdpEndpoint
 from crossedge.wire.envelope import ControlKey
-from crossedge.wire.errors import WireError
+from crossedge.wire.errors import ConfigError, WireError
 from crossedge.wire.limits import MAX_BLOCKLIST
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ MAX_LOCALS = 256
 def boottime() -> float:
     """Return seconds of CLOCK_BOOTTIME, which counts suspended time too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process has now."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Server:
@@ -111,7 +118,11 @@ class Server:
         return [opened.bound for opened in self._sockets]
 
     async def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Serve until `stop` or a signal; leave a checkpoint for the next life."""
+        """Serve until `stop` or a signal; leave a checkpoint for the next life.
+
+        Raises:
+            ConfigError: the control socket cannot be made.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -119,7 +130,7 @@ class Server:
         control = ControlSocket({"status": self.status})
         tasks: list[asyncio.Task[None]] = []
         try:
-            await control.start(self._path(self._config.control_socket))
+            await self._start_control(control)
             self._load_blocklists()
             self._restore()
             for index, opened in enumerate(self._sockets):
@@ -146,6 +157,13 @@ class Server:
             self._write_checkpoint(self.service.checkpoint())
             self._close_all()
 
+    async def _start_control(self, control: ControlSocket) -> None:
+        path = self._path(self._config.control_socket)
+        try:
+            await control.start(path)
+        except OSError as error:
+            raise ConfigError(path, "", f"to be able to listen there ({error.strerror})") from error
+
     def stop(self) -> None:
         """End `run`."""
         self._stop.set()
@@ -160,7 +178,8 @@ class Server:
                 for opened in self._sockets
             ],
             "failed_sends": dict(self.failed),
-            "memory_bytes": usage.ru_maxrss * 1024,
+            "memory_bytes": resident_memory(),
+            "memory_peak_bytes": usage.ru_maxrss * 1024,
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         }
 
@@ -170,6 +189,9 @@ class Server:
         config = self._config
         for listen in config.listen:
             v6 = ":" in listen.host
+            if listen.host == "::" and len(config.listen) > 1 and not has_ipv6():
+                log.warning("not listening on %s: the kernel has no IPv6", listen)
+                continue
             hosts = [listen.host, *(host for host in config.alternate if (":" in host) == v6)]
             ports = (listen.port, listen.port + 1)
             base = len(self._routes)

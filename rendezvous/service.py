@@ -60,6 +60,9 @@ class Service:
         self.stun.locals.extend(locals_)
         self._notifier = Notifier(self.registry)
         self._hints = Hints()
+        self._earlier: list[Hint] = []
+        """Leases of an earlier life that may still come back."""
+        self._lease_time = limits.lease
         self._door = Door(key, self.registry, limits, random, now)
         self._requests = Requests(self._door, self.registry, self.relay, self._notifier, limits, random, now)
         self._requests.unix_offset = unix_offset
@@ -106,12 +109,13 @@ class Service:
         """
         runs: list[Run] = []
         total = len(train)
+        step = segment or total or 1  # an empty datagram has no length to go by
         start = 0
-        for at in range(0, total, segment or total):
+        for at in range(0, total or 1, step):
             if train[at : at + 2] != RELAY_MAGIC:
                 if start < at:
                     runs += self._route(train, start, at, segment, source, now)
-                start = min(total, at + (segment or total))
+                start = min(total, at + step)
                 self.receive(bytes(train[at:start]), source, local, now)
         if start < total:
             runs += self._route(train, start, total, segment, source, now)
@@ -152,6 +156,7 @@ class Service:
         Returns how many there are; `WireError` where the checkpoint is damaged.
         """
         hints = decode_checkpoint(checkpoint)
+        self._earlier = hints
         self._hints.start(hints, now)
         return len(hints)
 
@@ -179,6 +184,8 @@ class Service:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_INTERVAL
             self._gone(self.registry.sweep(self._unix(now)), now)
+            if now - self._started > self._lease_time:
+                self._earlier = []
         for lease in self._notifier.take(now):
             notify = m.Notify(epoch=self.registry.epoch, version=lease.node.directory.version)
             self._door.push(lease, notify)
@@ -186,11 +193,13 @@ class Service:
             self._tell(hint)
 
     def checkpoint(self) -> bytes:
-        """Return what `restore` takes in the next life."""
-        return encode_checkpoint(
+        """Return what `restore` takes in the next life; who has not come back yet is not forgotten."""
+        leases = self.registry.leases
+        here = [
             Hint(lease.endpoint, self.stun.locals[lease.local].bound, lease.control_key)
-            for lease in self.registry.leases.values()
-        )
+            for lease in leases.values()
+        ]
+        return encode_checkpoint(here + [hint for hint in self._earlier if hint.control_key not in leases])
 
     def status(self, now: float) -> dict[str, Any]:
         """Return counters and sizes, ready for JSON."""

@@ -23,8 +23,6 @@ SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 SOCKET_BUFFER = 8 << 20
 """Bytes of each socket's send and receive buffer, as far as the kernel lets us."""
-MAX_SEGMENTS = 64
-"""Segments in one train that the kernel takes (UDP_MAX_SEGMENTS of older kernels)."""
 
 NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EMSGSIZE})
 """What a train meets where kernel or interface lack the offload, or the path is too small for it."""
@@ -41,6 +39,15 @@ class ServerSocket:
     wildcard: bool
     gso: bool
     gro: bool
+
+
+def has_ipv6() -> bool:
+    """Tell whether the kernel has IPv6 at all."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def open_socket(endpoint: UdpEndpoint, disable: Collection[str] = ()) -> ServerSocket:

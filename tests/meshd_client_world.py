@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv4Network
 
 from crossedge.lab.internet import Conditions, Host, Internet, Transmit
 from crossedge.lab.natkinds import NatKind
@@ -129,7 +129,7 @@ class Node:
             x25519=world.net.random(32),
             ed25519=self.signing.public,
             overlay4=IPv4Address(0x0A9F0000 + number),
-            prefixes4=(ip_network((0x0AA00000 + number * 256, 24)),),
+            prefixes4=(IPv4Network((0x0AA00000 + number * 256, 24)),),
             not_before=int(TODAY) - 86_400,
             not_after=int(TODAY) + 365 * 86_400,
             issuer=key_id(world.ca.public),
@@ -207,7 +207,7 @@ class Node:
 
     def _take(self, now: float) -> None:
         for client in self.clients:
-            for event in iter(client.poll_event, None):
+            while (event := client.poll_event()) is not None:
                 self.events.append(event)
                 self.times.append(now)
                 if isinstance(event, RecordsArrived):
@@ -220,7 +220,7 @@ class Node:
                     self.clock.hint(event.server, event.unix_time, now)
                     if self.own.is_off(now):
                         client.record_changed(now)
-            for news in iter(self.directory.poll_event, None):
+            while (news := self.directory.poll_event()) is not None:
                 if isinstance(news, CertificateWanted):
                     client.find_node(news.node_id, now)
 

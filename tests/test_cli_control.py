@@ -35,7 +35,13 @@ async def fail(request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
     yield {}
 
 
-HANDLERS = {"status": status, "count": count, "refuse": refuse, "fail": fail}
+async def rest(request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+    yield {"number": 0}
+    await asyncio.sleep(float(request["seconds"]))
+    yield {"number": 1}
+
+
+HANDLERS = {"rest": rest, "status": status, "count": count, "refuse": refuse, "fail": fail}
 
 
 @pytest.mark.asyncio
@@ -49,7 +55,7 @@ async def test_answers_come_one_by_one_and_refusals_as_one_line(tmp_path: Path) 
     for command, message in [
         ("refuse", "no such peer: b"),
         ("fail", "its log says why"),
-        ("what", "count, fail, refuse, status"),
+        ("what", "count, fail, refuse, rest, status"),
     ]:
         with pytest.raises(click.ClickException, match=message):
             await asyncio.to_thread(ask_one, path, command)
@@ -82,4 +88,19 @@ async def test_overlong_request_ends_only_its_connection(tmp_path: Path) -> None
     assert await reader.read() == b""
     writer.close()
     assert await asyncio.to_thread(ask_one, path, "status") == {"name": "a"}
+    await server.stop()
+
+
+@pytest.mark.asyncio
+async def test_a_rest_that_was_asked_for_is_not_taken_for_a_stuck_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossedge.cli.control.ANSWER_TIMEOUT", 0.05)
+    path = tmp_path / "meshd.sock"
+    server = ControlServer(HANDLERS)
+    await server.start(path)
+    with pytest.raises(click.ClickException, match="does not answer"):
+        await asyncio.to_thread(lambda: list(ask(path, "rest", seconds=0.2)))
+    answers = await asyncio.to_thread(lambda: list(ask(path, "rest", wait=2.0, seconds=0.2)))
+    assert [answer["number"] for answer in answers] == [0, 1]
     await server.stop()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from crossedge.host.interfaces import connected_networks, default_route_mtu, host_addresses
+from crossedge.host.interfaces import connected_networks, default_route_mtu, default_routes, host_addresses
 from crossedge.host.namespaces import Namespace
 
 pytestmark = pytest.mark.namespaces
@@ -87,3 +87,9 @@ def test_a_host_without_networks_has_none() -> None:
     assert connected_networks() == []
     assert host_addresses() == []
     assert default_route_mtu() is None
+
+
+@pytest.mark.usefixtures("host")
+def test_the_ways_out_are_the_preferred_default_routes() -> None:
+    assert [route.destination.version for route in default_routes()] == [4, 6]
+    assert default_routes()[0].gateway == ipaddress.ip_address("203.0.113.1")

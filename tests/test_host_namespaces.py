@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -117,3 +118,18 @@ def test_what_is_no_namespace_is_refused() -> None:
     for name in ("", ".", "..", "a/b"):
         with pytest.raises(ValueError):
             Namespace.create(name)
+
+
+def test_where_we_are_is_entered_without_the_right_to_move() -> None:
+    program = (
+        "from crossedge.host.namespaces import Namespace\n"
+        "with Namespace.current() as here, here:\n"
+        "    here.enter()\n"
+        "    print('in')\n"
+    )
+    # What the service unit leaves its daemon.
+    kept = "--bounding-set=-all,+net_admin,+net_raw,+net_bind_service"
+    done = subprocess.run(
+        ["setpriv", kept, sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "in\n"), done.stderr

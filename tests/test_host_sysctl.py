@@ -10,6 +10,7 @@ from crossedge.host.sysctl import Needed, Sysctls
 
 pytestmark = pytest.mark.namespaces
 FORWARD = "net/ipv4/ip_forward"
+FORWARD6 = "net/ipv6/conf/all/forwarding"
 
 
 @pytest.fixture(autouse=True)
@@ -63,5 +64,32 @@ def test_what_cannot_be_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (needed.met, needed.error, needed.before) == (False, "Permission denied", None)
     assert not sysctls.require("net/ipv4/conf/none/rp_filter", "1")
     assert sysctls.report()[1].met
-    sysctls.forget(FORWARD)
-    assert len(sysctls.report()) == 1
+    assert sysctls.changes == {}
+
+
+def test_a_change_is_remembered_before_it_is_made() -> None:
+    seen = []
+    sysctls = Sysctls(save=lambda changes: seen.append((changes[FORWARD], sysctl.read(FORWARD))))
+    sysctls.require(FORWARD, "1")
+    sysctls.require(FORWARD, "1")
+    assert seen == [(("0", "1"), "0")]
+
+
+@pytest.mark.parametrize("redirects", ["0", "1"])
+def test_what_the_kernel_changes_along_is_set_back_too(redirects: str) -> None:
+    links = ("default", "lo")
+    sysctl.write("net/ipv4/conf/all/accept_redirects", redirects)
+    for link in links:
+        sysctl.write(f"net/ipv4/conf/{link}/forwarding", "1")
+        sysctl.write(f"net/ipv6/conf/{link}/forwarding", "0")
+    sysctls = Sysctls()
+    for name in (FORWARD, FORWARD6):
+        sysctls.require(name, "1")
+    assert sysctl.read("net/ipv4/conf/all/accept_redirects") == "0"
+    assert sysctl.read("net/ipv6/conf/lo/forwarding") == "1"
+    Sysctls(sysctls.changes).restore()
+    assert sysctl.read("net/ipv4/conf/all/accept_redirects") == redirects
+    for link in links:
+        assert sysctl.read(f"net/ipv4/conf/{link}/forwarding") == "1"
+        assert sysctl.read(f"net/ipv6/conf/{link}/forwarding") == "0"
+    assert (sysctl.read(FORWARD), sysctl.read(FORWARD6)) == ("0", "0")

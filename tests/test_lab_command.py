@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -31,8 +30,6 @@ name = "box"
 region = "a"
 nat = "full-cone"
 """
-MARKER = "86399.25"
-"""Seconds to sleep, that tell a process of ours in a list."""
 
 
 @pytest.fixture
@@ -58,17 +55,17 @@ def start(place: Path) -> subprocess.Popen[str]:
     return child
 
 
-def running(what: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if what in words:
-                found.append(int(entry.name))
+def descendants(process: int) -> set[int]:
+    """Return a process and all that it started, directly or not."""
+    found = {process}
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found |= descendants(int(child))
     return found
+
+
+def alive(processes: set[int]) -> set[int]:
+    return {process for process in processes if Path(f"/proc/{process}").exists()}
 
 
 def comes_true(condition: Callable[[], bool], within: float = 5.0) -> bool:
@@ -98,7 +95,6 @@ def test_up_status_exec_down(place: Path) -> None:
     gone = call(place, "status")
     assert gone.returncode == 2
     assert gone.stderr.startswith("crossedge: no lab is up in ")
-    assert not running(str(place))
 
 
 def test_an_unknown_node_is_one_line(place: Path) -> None:
@@ -118,20 +114,21 @@ def test_a_bad_topology_is_one_line_naming_file_and_key(place: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_it_leaves_nothing(place: Path, number: signal.Signals) -> None:
     lab = start(place)
-    inside = subprocess.Popen([*COMMAND, "exec", "right", "--", "sleep", MARKER], cwd=place)
-    assert comes_true(lambda: any("sleep" in _name(p) for p in running(MARKER)))
+    inside = subprocess.Popen([*COMMAND, "exec", "right", "--", "sleep", "86399"], cwd=place)
+    assert comes_true(lambda: any(_name(process) == "sleep" for process in descendants(inside.pid)))
+    started = descendants(lab.pid) | descendants(inside.pid)
+    assert len(started) >= 5  # launcher, unshare, lab, its worker, what was started inside
     lab.send_signal(number)
     lab.communicate(timeout=10)
     assert lab.returncode == (-number if number == signal.SIGKILL else 0)
     inside.wait(timeout=10)
-    assert comes_true(lambda: not running(MARKER))
-    assert comes_true(lambda: not running("crossedge.lab.") and not running("lab up small.toml"))
+    assert comes_true(lambda: not alive(started))
     assert call(place, "status").returncode == 2
     assert [path.name for path in place.iterdir()] == ["small.toml"]
 
 
 def _name(process: int) -> str:
     try:
-        return Path(f"/proc/{process}/comm").read_text()
+        return Path(f"/proc/{process}/comm").read_text().strip()
     except OSError:
         return ""

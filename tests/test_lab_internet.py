@@ -453,7 +453,7 @@ def test_one_seed_is_one_history() -> None:
 
 def test_hundreds_of_punches_a_second() -> None:
     packets: list[Packet] = []
-    started = time.perf_counter()
+    started = time.process_time()
     for seed in range(200):
         net = Internet(seed)
         net.watchers.append(lambda packet, now: packets.append(packet))
@@ -462,5 +462,5 @@ def test_hundreds_of_punches_a_second() -> None:
         first, second = punch(net, a, b)
         assert first.got
         assert second.got
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
     assert len(packets) > 200 * 8

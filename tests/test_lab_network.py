@@ -8,10 +8,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from crossedge.host.neighbours import Neighbour, delete_neighbour
+from crossedge.host.netlink import Batch
 from crossedge.lab.network import Network
 from crossedge.lab.topology import Conditions, parse_topology
 
@@ -250,3 +253,17 @@ def test_a_lab_that_cannot_be_built_leaves_nothing(network: Network) -> None:
     with pytest.raises(FileExistsError), Network(network.topology):
         pytest.fail("two labs with the same names cannot be in one place")
     assert sorted(path.name for path in Path("/run/netns").iterdir()) == before
+
+
+def test_ipv6_neighbours_stay_known_when_nobody_talks(network: Network) -> None:
+    """A router has to ask for its hosts without a packet at hand: it needs a link-local address for that."""
+    router = network.site("r-kernel")
+    near, far = network.nodes["n-kernel"].address6, network.nodes["far"].address6
+    assert near is not None
+    assert far is not None
+    ping = ["ping", "-c", "1", "-W", "1", far]
+    assert network.run("n-kernel", ping).returncode == 0
+    batch = Batch()
+    delete_neighbour(batch, Neighbour(router.ports["lan"].index, ip_address(near)))
+    router.netlink.run(batch)
+    assert network.run("n-kernel", ping).returncode == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from crossedge.meshd.client import MAX_QUEUE
-from crossedge.meshd.client_channel import COOKIE_TIME
+from crossedge.lab.chance import Chance
+from crossedge.meshd.client_channel import COOKIE_TIME, MAX_QUEUE
 from crossedge.meshd.client_events import (
     BlocklistArrived,
     Bound,
@@ -593,6 +593,65 @@ def test_absurd_versions_do_not_make_us_pull_for_ever() -> None:
     node.host.wake()
     world.run(60.0)
     assert node.client.sent["Pull"] - before <= 3
+
+
+def mad_answer(message: m.Message, chance: Chance) -> m.Message:
+    """Return something well-formed and authentic that makes no sense."""
+    id_ = getattr(message, "id", 0)
+    somewhere = UdpEndpoint("192.0.2.66", 1 + chance.below(65_535))
+    number = chance.bits() >> chance.below(64)
+    junk = chance.token(chance.below(300))
+    codes = ("stale-sequence", "unregistered", "digests-needed", "unknown-channel", "no-such-code")
+    answers: list[m.Message] = [
+        m.Registered(
+            id=id_,
+            observed=somewhere,
+            lease=chance.below(1000),
+            keepalive=chance.uniform() * 1e6,
+            epoch=number,
+            version=number,
+            unix_time=chance.uniform() * 4e9,
+        ),
+        m.KeepaliveReply(id=id_, observed=somewhere, epoch=number, version=number, keepalive=0.0),
+        m.Page(
+            id=id_,
+            epoch=chance.below(3),
+            version=number,
+            items=((junk, junk),),
+            gone=(chance.token(16),),
+            more=chance.below(2) == 0,
+            index=chance.below(20),
+            next=chance.token(16) if chance.below(2) else b"",
+        ),
+        m.Found(id=id_, record=junk, certificate=junk),
+        m.CallReply(id=id_, status="ok", channel=chance.below(1 << 48)),
+        m.Bound(id=id_, channel=chance.below(1 << 48), observed=somewhere),
+        m.Error(id=id_, code=codes[chance.below(len(codes))], record=junk),
+        m.BlocklistPart(id=id_, serial=number, total=chance.below(1 << 20), offset=0, data=junk),
+        m.Notify(epoch=chance.below(4), version=number),
+    ]
+    return answers[chance.below(len(answers))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_mad_rendezvous_cannot_break_us_or_make_us_busy(seed: int) -> None:
+    world = World(seed=seed)
+    node, other = world.node(), world.node()
+    world.run(3.0)
+    chance = Chance(f"mad {seed}")
+    world.server.tamper = lambda message: mad_answer(message, chance)
+    before = sum(node.client.sent.values())
+    for _ in range(30):
+        node.client.call(other.node_id, b"x", world.net.now)
+        node.client.find_node(other.node_id, world.net.now)
+        node.client.fetch_blocklist(0, world.net.now)
+        node.host.wake()
+        world.run(10.0)
+    assert sum(node.client.sent.values()) - before < 300 * 20
+    assert node.knows() == [other.name]
+    world.server.tamper = None
+    world.run(90.0)
+    assert node.registered
 
 
 def test_nothing_is_ever_sent_anywhere_but_to_the_rendezvous() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from crossedge.lab.chance import Chance
@@ -50,7 +52,7 @@ class Exchange:
         self.sync = DirectorySync(lambda: sorted(self.here.items()))
         self.questions = 0
         self.records = 0
-        self.between = lambda: None
+        self.between: Callable[[], None] = lambda: None
 
     def put(self, number: int, seq: int) -> None:
         certificate = CERTIFICATES[number]

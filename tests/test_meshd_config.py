@@ -57,6 +57,12 @@ def test_good_node_says_what_it_would_run_as(node: Path) -> None:
     [
         ("prot = 1", "prot", "a known key"),
         ("[listen]\nport = 'x'", "listen.port", "a valid integer"),
+        ("[[inbound]]\ngroup = 'g'\nprotocol = 'icmp'\nports = ['7']", "inbound.0", "no ports with protocol"),
+        (
+            2 * f"[[static_peer]]\nname = 'w'\npublic_key = '{KEY}'\nallowed_ips = ['10.8.0.2/32']\n",
+            "static_peer",
+            "another name for each",
+        ),
         ("log_level = 'loud'", "log_level", "'debug', 'info', 'warning' or 'error'"),
         ("[[inbound]]\ngroup = 'g'\nprotocol = 'gre'", "inbound.0.protocol", "'tcp', 'udp', 'icmp' or 'any'"),
         ("[tun]\nname = 'a name that is far too long'", "tun.name", "pattern"),

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from crossedge.host import nft, sysctl
+from crossedge.host.links import get_link
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Netlink
 from crossedge.host.routes import Route, list_routes
@@ -159,7 +160,8 @@ async def test_what_others_delete_or_change_is_back_within_a_second(
 ) -> None:
     before = picture(namespace)
     sh(namespace, *commands)
-    await until(lambda: state.repaired[kind] > 0 and picture(namespace) == before)
+    await until(lambda: state.repaired[kind] > 0)
+    await until(lambda: picture(namespace) == before, 5)
     await state.settled()
     assert state.report()["problems"] == []
     for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
@@ -301,6 +303,38 @@ async def test_an_inherited_tun_is_used(namespace: Namespace) -> None:
     state.close()
 
 
+async def test_an_inherited_tun_that_was_deleted_is_made_again(namespace: Namespace) -> None:
+    tun = namespace.call(open_tun, "crossedge0")
+    sh(namespace, "ip link del crossedge0")
+    state = namespace.call(HostState, DESIRED, tun_descriptor=tun.descriptor)
+    state.start(asyncio.get_running_loop())
+    assert len(ours(namespace)) == 12
+    state.close()
+
+
+async def test_the_tun_of_an_earlier_life_with_another_name_is_removed(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    for name in ("other0", "crossedge0"):
+        state = namespace.call(HostState, replace(DESIRED, tun=name), record=tmp_path / "host.json")
+        state.start(loop)
+        assert len(ours(namespace)) == 12
+        state.close()
+    with namespace, Netlink() as netlink:
+        assert get_link(netlink, "other0") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"boot": "another", "sysctls": 5}', b"\xff"])
+async def test_a_broken_record_is_done_without(namespace: Namespace, tmp_path: Path, content: bytes) -> None:
+    record = tmp_path / "host.json"
+    record.write_bytes(content)
+    state = namespace.call(HostState, DESIRED, record=record)
+    state.start(asyncio.get_running_loop())
+    assert json.loads(record.read_text())["sysctls"]["net/ipv4/ip_forward"] == ["0", "1"]
+    state.close()
+
+
 async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path) -> None:
     def everything() -> list[str]:
         with namespace:
@@ -335,6 +369,45 @@ async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path)
     other.close()
 
 
+async def test_a_start_that_fails_leaves_nothing_it_made(namespace: Namespace, tmp_path: Path) -> None:
+    sh(namespace, "ip link add crossedge0 type bridge")
+    before = picture(namespace)
+    record = tmp_path / "host.json"
+    made = namespace.call(HostState, DESIRED, record=record)
+    with pytest.raises(OSError, match="no TUN of ours"):
+        made.start(asyncio.get_running_loop())
+    made.close()
+    assert picture(namespace) == before
+    assert not record.exists()
+
+
+async def test_a_start_that_fails_leaves_what_an_earlier_life_had(
+    namespace: Namespace, state: HostState, tmp_path: Path
+) -> None:
+    before = picture(namespace)
+    other = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    with pytest.raises(OSError, match="another process holds it"):
+        other.start(asyncio.get_running_loop())
+    other.close()
+    assert picture(namespace) == before
+    assert (tmp_path / "host.json").exists()
+
+
+async def test_what_was_started_can_be_withdrawn(namespace: Namespace, tmp_path: Path) -> None:
+    before = picture(namespace)
+    with namespace:
+        forwarding = sysctl.read("net/ipv4/ip_forward")
+    made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    made.start(asyncio.get_running_loop())
+    await made.settled()
+    assert picture(namespace) != before
+    made.withdraw()
+    made.close()
+    assert picture(namespace) == before
+    with namespace:
+        assert sysctl.read("net/ipv4/ip_forward") == forwarding
+
+
 async def test_cleanup_while_running_is_not_undone_by_ourselves(
     namespace: Namespace, state: HostState
 ) -> None:
@@ -365,6 +438,28 @@ async def test_a_supernet_over_a_connected_network_is_refused(
     state.close()
 
 
+async def test_a_stock_peers_prefix_over_a_connected_network_is_left_out_and_told(
+    namespace: Namespace, state: HostState
+) -> None:
+    sh(namespace, "ip link add lan0 type bridge", "ip addr add 192.168.1.7/24 dev lan0")
+    stock = frozenset(PeerRoute(network(prefix)) for prefix in ("192.168.0.0/16", "172.16.0.0/24"))
+    for _ in range(2):  # the same again changes nothing
+        state.apply(replace(DESIRED, stock=stock))
+        await state.settled()
+        (problem,) = state.report()["problems"]
+        assert "stock peer's prefix 192.168.0.0/16 overlaps 192.168.1.0/24" in problem["what"]
+        assert f"172.16.0.0/24 {METRIC_PEER}" in ours(namespace)
+        assert f"192.168.0.0/16 {METRIC_PEER}" not in ours(namespace)
+    assert namespace.call(sysctl.read, "net/ipv4/conf/all/src_valid_mark") == "1"
+    sh(namespace, "ip link del lan0")  # the network is left: the way is free
+    await until(lambda: f"192.168.0.0/16 {METRIC_PEER}" in ours(namespace))
+    assert state.report()["problems"] == []
+    state.apply(DESIRED)
+    await state.settled()
+    assert state.report()["problems"] == []
+    assert len(ours(namespace)) == 12
+
+
 async def test_a_bridge_of_our_own_pods_is_no_conflict_and_a_later_conflict_is_told(
     namespace: Namespace, state: HostState
 ) -> None:
@@ -375,6 +470,11 @@ async def test_a_bridge_of_our_own_pods_is_no_conflict_and_a_later_conflict_is_t
     assert "10.160.0.0/12 overlaps 10.161.0.0/16" in problem["what"]
     with pytest.raises(HostConflictError, match="wlan0"):
         state.apply(replace(DESIRED, mesh=DESIRED.mesh[1:]))
+    # What is routed stays so, and what comes to it is: peers must not wait for the conflict's end.
+    state.apply(replace(DESIRED, stock=frozenset({PeerRoute(network("172.16.0.0/24"))})))
+    await state.settled()
+    assert f"172.16.0.0/24 {METRIC_PEER}" in ours(namespace)
+    assert len(state.report()["problems"]) == 1
     sh(namespace, "ip link del wlan0")
     await until(lambda: state.report()["problems"] == [])
 

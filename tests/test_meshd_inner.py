@@ -12,6 +12,8 @@ from crossedge.meshd.inner import (
     PROBE_MIN,
     REPLY_MIN,
     Aeads,
+    BlocklistAsk,
+    BlocklistPart,
     Gso,
     Hello,
     Inner,
@@ -32,13 +34,18 @@ GOLDEN: list[tuple[Inner, str]] = [
         Hello(1, True, False, Aeads.CHACHA20_POLY1305, Gso(0), 1472),
         "0101001000000001" + "01020000" + "000005c0",
     ),
-    (Probe(7, 1.5), "0200001000000007" + "0000000059682f00"),
-    (Probe(8, 0.0, size=56, full_reply=True), "0201001800000008" + "00" * 16),
+    (Probe(7, 1.5), "0200002200000007" + "0000000059682f00" + "00" * 18),
+    (Probe(8, 0.0, size=72, full_reply=True), "0201002800000008" + "00" * 32),
     (
         ProbeReply(7, 1.5, 2.0, 2.25, 1232),
         "0300002200000007" + "0000000059682f00" + "0000000077359400" + "00000000861c4680" + "04d0",
     ),
     (Statement(b"rec", b"ce"), "0400001100000000" + "00030002" + "7265636365"),
+    (BlocklistAsk(0x1234, 1024), "0600001000000400" + "0000000000001234"),
+    (
+        BlocklistPart(0x1234, 2000, 1024, b"list"),
+        "0700001800000400" + "0000000000001234000007d0" + "6c697374",
+    ),
 ]
 
 
@@ -61,6 +68,10 @@ def test_probe_of_a_size_makes_a_datagram_of_that_size(size: int) -> None:
     assert decode(Probe(1, 0.0, size=size).encode()) == Probe(1, 0.0, size=size)
 
 
+def test_probe_is_never_answered_by_more_than_it_has() -> None:
+    assert PROBE_MIN >= REPLY_MIN
+
+
 def test_probe_reply_is_never_smaller_than_its_fields() -> None:
     assert len(ProbeReply(1, 0.0, 0.0, 0.0, 48, size=10).encode()) + 32 == REPLY_MIN
 
@@ -77,9 +88,12 @@ def test_packets_and_keepalives_are_not_in_session_messages() -> None:
     [
         ("02", "truncated"),
         ("0200001000000007", "bad-length"),
+        ("0200001000000007" + "00" * 8, "short-probe"),
         ("020000080000000700000000", "truncated"),
         ("0200000000000007" + "00" * 8, "bad-length"),
-        ("0600000800000000", "unknown-type"),
+        ("0500000800000000", "unknown-type"),
+        ("0600000800000000", "truncated"),
+        ("0700001000000000" + "00" * 8, "truncated"),
         ("0000000800000000", "unknown-type"),
         ("01000010a1b2c3d4" + "00030700" + "0000ff78", "bad-version"),
         ("0400001100000000" + "00040002" + "7265636365", "bad-length"),
@@ -101,7 +115,7 @@ def test_hello_of_a_later_version_keeps_what_is_known() -> None:
     assert hello.gso == Gso(7)
 
 
-@given(st.binary(max_size=64), st.sampled_from([1, 2, 3, 4, 5]))
+@given(st.binary(max_size=64), st.sampled_from([1, 2, 3, 4, 5, 6, 7]))
 def test_only_wire_error_comes_out(tail: bytes, kind: int) -> None:
     with suppress(WireError):
         decode(bytes([kind]) + tail)

@@ -321,11 +321,34 @@ def test_widened_path_is_found_later() -> None:
     assert wire.path.size == 1472
 
 
-def test_size_that_the_kernel_refuses_is_dropped_at_once() -> None:
+def test_size_in_use_that_the_kernel_refuses_is_dropped_at_once() -> None:
     wire = proven()
     wire.run(5.0)
-    wire.path.too_big(wire.now)
+    wire.path.too_big(1472, wire.now)
     assert wire.path.size == BASE
+    wire.forward = 1400
+    wire.run(5.0)
+    assert wire.path.size == 1392
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_probe_that_the_kernel_refuses_is_not_repeated_for_ever(told: bool) -> None:
+    path = Path(DIRECT, 0.0)
+    path.prove(0.0)
+    path.set_role(Role.LIVE, 0.0)
+    first = path.probe(0, 0.0)
+    assert first is not None
+    assert path.replied(ProbeReply(0, 0.0, 9.0, 9.0, 1232, size=1232), 0.03, 0.03)
+    sent = []
+    for number in range(1, 100):
+        probe = path.probe(number, 0.03)
+        if probe is None:
+            break
+        sent.append(probe.size)
+        if probe.size > 1400 - 28:  # the interface's MTU is 1,400
+            path.too_big(probe.size if told else 0, 0.03)
+    assert len(sent) == len(set(sent)) <= 5
+    assert path.size == BASE
 
 
 def trusted_path(endpoint: UdpEndpoint | RelayEndpoint, rtt: float) -> Path:

@@ -43,6 +43,21 @@ def test_no_number_is_above_what_was_made_durable_before() -> None:
     assert len(disk.bounds) <= 50 * 360e6 / RESERVE_AHEAD + 2
 
 
+def test_the_bound_can_be_raised_in_the_background() -> None:
+    disk = Disk()
+    sequence = Sequence(0, lambda now: TODAY + now, disk.reserve)
+    sequence.next(0.0)
+    assert sequence.due(0.0) is None
+    hour = RESERVE_AHEAD / 1e6
+    bound = sequence.due(0.6 * hour)
+    assert bound is not None
+    sequence.reserved(bound)
+    sequence.next(1.5 * hour)
+    assert len(disk.bounds) == 1
+    sequence.next(1.7 * hour)
+    assert len(disk.bounds) == 2
+
+
 def test_next_life_continues_above_the_last_whatever_the_clock_says() -> None:
     disk = Disk()
     sequence = Sequence(0, lambda now: TODAY + YEAR, disk.reserve)

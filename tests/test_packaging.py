@@ -23,3 +23,11 @@ def test_every_room_is_packaged_and_typed(repository: Path) -> None:
         room = name.removeprefix("crossedge.")
         assert (repository / room / "py.typed").exists()
         assert (repository / "tests" / "typeroot" / "crossedge" / room).resolve() == repository / room
+
+
+def test_only_the_host_room_talks_to_the_kernel(repository: Path) -> None:
+    doors = ("AF_NETLINK", "ioctl(", "setns(", "libnftables", "/proc/sys/")
+    for room in ("wire", "rendezvous", "latency", "meshd", "lab", "cli"):
+        for file in (repository / room).glob("*.py"):
+            text = file.read_text()
+            assert not [door for door in doors if door in text], file

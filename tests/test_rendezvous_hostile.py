@@ -313,3 +313,9 @@ def test_only_wire_errors_come_out_of_statements(world: World) -> None:
             node.ask(message)
         except WireError as error:  # a golden rule broken would be any other exception
             pytest.fail(str(error))
+
+
+def test_an_empty_datagram_is_dropped_and_counted(world: World) -> None:
+    assert world.service.receive_train(memoryview(b""), 0, STRANGER, 0, world.now) == []
+    assert world.service.drops()["unknown-kind"] == 1
+    assert world.service.poll_transmit() is None

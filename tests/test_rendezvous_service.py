@@ -571,6 +571,20 @@ def test_restarted_server_tells_the_nodes_of_the_checkpoint(world: World) -> Non
     assert world.received == []
 
 
+def test_node_that_is_not_back_yet_outlives_a_second_restart(world: World) -> None:
+    alice, _ = couple(world)
+    for _ in range(2):
+        checkpoint = world.service.checkpoint()
+        world.start()
+        assert world.service.restore(checkpoint, world.now) == 2
+        alice.register()
+    world.advance(200)
+    alice.register()
+    checkpoint = world.service.checkpoint()
+    world.start()
+    assert world.service.restore(checkpoint, world.now) == 1
+
+
 def test_hints_are_paced_and_give_no_lease(world: World) -> None:
     nodes = [Node(world, f"n{number}", UdpEndpoint("198.51.100.1", 1000 + number)) for number in range(60)]
     for node in nodes:

@@ -1,0 +1,107 @@
+"""The shell around the TUN device: reads frames into the data path's buffer, writes frames, counts
+refusals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from crossedge.meshd.virtio import PLAIN, SIZE
+
+DRAIN_FRAMES: Final = 64  # read in one wake-up
+DRAIN_BYTES: Final = 512 * 1024
+GONE: Final = frozenset({errno.EBADF, errno.EBADFD, errno.ENODEV})
+
+
+class TunShell:
+    """One open TUN on one event loop."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        buffer: bytearray,
+        *,
+        outbound: Callable[[int, float], None],
+        flush: Callable[[float], None],
+        clock: Callable[[], float],
+        lost: Callable[[OSError], None],
+        vnet_header: bool = True,
+    ) -> None:
+        """Take a non-blocking descriptor; it stays the caller's to close, after `stop`.
+
+        - `buffer`: where frames are read to; `outbound(length, now)` takes each, `flush(now)` ends a drain;
+        - `lost(error)`: the device is gone, reading has stopped;
+        - `vnet_header`: whether frames have a virtio header; where not, one is put on and taken off here.
+        """
+        self.dropped: Counter[str] = Counter()
+        self._descriptor = descriptor
+        self._buffer = buffer
+        self._view = memoryview(buffer)
+        self._skip = 0 if vnet_header else SIZE
+        self._outbound = outbound
+        self._flush = flush
+        self._clock = clock
+        self._lost = lost
+        self._paused = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read from now on."""
+        self._loop = loop
+        loop.add_reader(self._descriptor, self._readable)
+
+    def stop(self) -> None:
+        """Do not read any more."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._descriptor)
+            self._loop = None
+
+    def pause(self, yes: bool) -> None:
+        """Leave frames in the device, which drops what overflows, while nothing can leave the host."""
+        self._paused = yes
+        if self._loop is None:
+            return
+        if yes:
+            self._loop.remove_reader(self._descriptor)
+        else:
+            self._loop.add_reader(self._descriptor, self._readable)
+
+    def write(self, frame: memoryview) -> None:
+        """Write one frame, virtio header first; a refusal is counted."""
+        try:
+            os.write(self._descriptor, frame[self._skip :] if self._skip else frame)
+        except OSError as error:
+            self.dropped[f"tun-write-{_name(error)}"] += 1
+
+    def _readable(self) -> None:
+        now = self._clock()
+        total = 0
+        skip = self._skip
+        target = [self._view[skip:]]
+        for _ in range(DRAIN_FRAMES):
+            if skip:
+                self._view[:skip] = PLAIN
+            try:
+                size = os.readv(self._descriptor, target)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self.dropped[f"tun-read-{_name(error)}"] += 1
+                if error.errno in GONE:
+                    self.stop()
+                    self._lost(error)
+                break
+            self._outbound(size + skip, now)
+            total += size
+            if total >= DRAIN_BYTES or self._paused:
+                break
+        self._flush(now)
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "error").lower()

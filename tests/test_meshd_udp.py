@@ -1,0 +1,351 @@
+"""The shell around UDP sockets: real ones where they can show it, stand-ins where the kernel must refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from crossedge.host.clock import boottime
+from crossedge.host.udp import SOL_UDP, UDP_SEGMENT, UdpSocket, open_udp
+from crossedge.meshd.inbound import Arrival
+from crossedge.meshd.udp import BACKLOG_BYTES, UdpShell
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+
+IP_RECVTTL = 12  # the socket module has no name for it
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+class Box:
+    """A shell with everything that it says kept."""
+
+    def __init__(self, sockets: list[UdpSocket], clock: Callable[[], float] = boottime, **more: Any) -> None:
+        self.arrived: list[tuple[bytes, Arrival]] = []
+        self.gatherings: list[int] = []
+        self.too_big: list[tuple[Endpoint, int]] = []
+        self.blocked: list[bool] = []
+        self.shell = UdpShell(
+            sockets,
+            receive=self.receive,
+            clock=clock,
+            too_big=lambda *said: self.too_big.append(said),
+            blocked=self.blocked.append,
+            **more,
+        )
+
+    def receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
+        self.gatherings.append(len(arrivals))
+        self.arrived += [(bytes(buffer[arrival.start : arrival.end]), arrival) for arrival in arrivals]
+
+    def datagrams(self) -> list[bytes]:
+        return [
+            data[at : at + arrival.segment]
+            for data, arrival in self.arrived
+            for at in range(0, len(data), arrival.segment)
+        ]
+
+    async def until(self, count: int) -> list[bytes]:
+        async with asyncio.timeout(10):
+            while len(self.datagrams()) < count:
+                await asyncio.sleep(0.001)
+        return self.datagrams()
+
+
+@pytest.fixture(params=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    return socket.AF_INET6 if request.param == "ipv6" else socket.AF_INET
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., UdpSocket]]:
+    sockets: list[UdpSocket] = []
+
+    def make(family: int = socket.AF_INET, **options: Any) -> UdpSocket:
+        sockets.append(open_udp(family, 0, address=LOOPBACK[socket.AddressFamily(family)], **options))
+        return sockets[-1]
+
+    yield make
+    for each in sockets:
+        each.close()
+
+
+def endpoint_of(opened: UdpSocket) -> UdpEndpoint:
+    return UdpEndpoint(*opened.socket.getsockname()[:2])
+
+
+def train_of(count: int, segment: int, last: int | None = None) -> tuple[memoryview, list[bytes]]:
+    parts = [bytes([number]) * segment for number in range(count)]
+    if last is not None:
+        parts[-1] = parts[-1][:last]
+    return memoryview(b"".join(parts)), parts
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("without", [(), ("gso",), ("gro",), ("gso", "gro", "stamps")])
+async def test_trains_arrive_whatever_the_kernel_offers(
+    family: int, without: tuple[str, ...], opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = (opened(family, disable=frozenset(without)) for _ in range(2))
+    sender, receiver = Box([first]), Box([second])
+    receiver.shell.start(asyncio.get_running_loop())
+    train, parts = train_of(40, 1400, 77)
+    before = boottime()
+    sender.shell.transmit(endpoint_of(second), train, 1400)
+    sender.shell.transmit(endpoint_of(second), memoryview(b"alone"), 5)
+    assert await receiver.until(41) == [*parts, b"alone"]
+    receiver.shell.stop()
+    assert not sender.shell.dropped
+    assert not receiver.shell.dropped
+    for _, arrival in receiver.arrived:
+        assert type(arrival.source) is UdpEndpoint
+        assert arrival.source == endpoint_of(first)
+        assert before - 0.1 < arrival.stamp <= boottime()
+    name = "ipv6" if family == socket.AF_INET6 else "ipv4"
+    assert sender.shell.offloads()[name] == {
+        offload: offload not in without for offload in ("gso", "gro", "stamps")
+    }
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("without", [(), ("gso",)])
+async def test_each_datagram_of_a_train_to_a_relay_has_its_header(
+    without: tuple[str, ...], opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = opened(disable=frozenset(without)), opened(disable=frozenset({"gro"}))
+    sender, receiver = Box([first]), Box([second])
+    receiver.shell.start(asyncio.get_running_loop())
+    train, parts = train_of(10, 500, 3)
+    relay = RelayEndpoint(endpoint_of(second), 0xABCDEF)
+    sender.shell.transmit(relay, train, 500)
+    sender.shell.send(b"control", relay)
+    sender.shell.send(b"low", relay, ttl=3)
+    header = bytes.fromhex("ce02000000abcdef")
+    assert await receiver.until(12) == [header + part for part in [*parts, b"control", b"low"]]
+    receiver.shell.stop()
+
+
+@pytest.mark.asyncio
+async def test_what_is_waiting_is_gathered_before_it_is_handed_on(opened: Callable[..., UdpSocket]) -> None:
+    first, second = opened(), opened(disable=frozenset({"gro"}))
+    sender, receiver = Box([first]), Box([second])
+    train, parts = train_of(60, 1000)
+    sender.shell.transmit(endpoint_of(second), train, 1000)
+    receiver.shell.start(asyncio.get_running_loop())
+    assert await receiver.until(60) == parts
+    receiver.shell.stop()
+    assert receiver.gatherings == [60]
+
+
+def test_an_address_family_without_a_socket_is_counted(opened: Callable[..., UdpSocket]) -> None:
+    box = Box([opened()])
+    box.shell.transmit(UdpEndpoint("::1", 9), memoryview(b"x"), 1)
+    box.shell.send(b"x", RelayEndpoint(UdpEndpoint("::1", 9), 1))
+    assert box.shell.dropped == {"send-no-socket": 2}
+
+
+@pytest.mark.asyncio
+async def test_a_low_ttl_holds_for_one_datagram(family: int, opened: Callable[..., UdpSocket]) -> None:
+    first, second = opened(family), opened(family)
+    level, wants, name = (
+        (socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, socket.IPV6_HOPLIMIT)
+        if family == socket.AF_INET6
+        else (socket.IPPROTO_IP, IP_RECVTTL, socket.IP_TTL)
+    )
+    second.socket.setsockopt(level, wants, 1)
+    box = Box([first])
+    box.shell.send(b"low", endpoint_of(second), ttl=3)
+    box.shell.send(b"usual", endpoint_of(second))
+    second.socket.setblocking(True)
+    second.socket.settimeout(5)
+    seen = []
+    for _ in range(2):
+        _, ancillary, _, _ = second.socket.recvmsg(100, 200)
+        seen += [int.from_bytes(data[:4], "little") for _, kind, data in ancillary if kind == name]
+    assert seen == [3, 64]
+
+
+# --- Refusals -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kernel:
+    """Stands in for a socket; `refuse` decides, per call, which error it raises."""
+
+    descriptor: int
+    refuse: Callable[[bool, int], int]
+    family: int = socket.AF_INET
+
+    def __post_init__(self) -> None:
+        self.sent: list[tuple[bytes, int]] = []
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def sendmsg(self, parts: list[Any], ancillary: Any, flags: int, address: Any) -> int:
+        data = b"".join(parts)
+        segments = [data for level, kind, data in ancillary if (level, kind) == (SOL_UDP, UDP_SEGMENT)]
+        segment = int.from_bytes(segments[0], "little") if segments else 0
+        if number := self.refuse(bool(segment), len(data)):
+            raise OSError(number, "refused")
+        self.sent.append((data, segment))
+        return len(data)
+
+
+@pytest.fixture
+def refusing(opened: Callable[..., UdpSocket]) -> Callable[[Callable[[bool, int], int]], tuple[Box, Kernel]]:
+    real = opened()
+
+    def make(refuse: Callable[[bool, int], int]) -> tuple[Box, Kernel]:
+        kernel = Kernel(real.socket.fileno(), refuse)
+        return Box([replace(real, socket=kernel)]), kernel
+
+    return make
+
+
+PEER = UdpEndpoint("192.0.2.7", 7)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP])
+def test_gso_refused_for_good_is_remembered_and_nothing_lost(
+    number: int, refusing: Callable[..., tuple[Box, Kernel]]
+) -> None:
+    box, kernel = refusing(lambda gso, _: number if gso else 0)
+    train, parts = train_of(5, 100, 7)
+    box.shell.transmit(PEER, train, 100)
+    assert kernel.sent == [(part, 0) for part in parts]
+    kernel.refuse = lambda gso, _: pytest.fail("asked again") if gso else 0
+    box.shell.transmit(PEER, train, 100)
+    assert len(kernel.sent) == 10
+    assert box.shell.offloads()["ipv4"]["gso"] is False
+    assert box.shell.dropped == {f"gso-{errno.errorcode[number].lower()}": 1}
+
+
+def test_gso_refused_for_one_train_is_tried_again(refusing: Callable[..., tuple[Box, Kernel]]) -> None:
+    box, kernel = refusing(lambda gso, _: errno.EINVAL if gso else 0)
+    train, parts = train_of(3, 100)
+    box.shell.transmit(PEER, train, 100)
+    assert kernel.sent == [(part, 0) for part in parts]
+    kernel.refuse = lambda *_: 0
+    box.shell.transmit(PEER, train, 100)
+    assert kernel.sent[3:] == [(bytes(train), 100)]
+
+
+@pytest.mark.parametrize("gso", [True, False])
+def test_a_datagram_too_long_for_the_device_is_told(
+    gso: bool, refusing: Callable[..., tuple[Box, Kernel]]
+) -> None:
+    box, kernel = refusing(lambda train, size: errno.EMSGSIZE if train or size > 50 else 0)
+    train, _ = train_of(3, 100, 10)
+    box.shell._v4.gso = gso
+    box.shell.transmit(PEER, train, 100)
+    assert set(box.too_big) == {(PEER, 100)}
+    assert [len(data) for data, _ in kernel.sent] == ([] if gso else [10])
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.EPERM, errno.ENETUNREACH, errno.EHOSTUNREACH])
+def test_other_refusals_are_counted_by_name(number: int, refusing: Callable[..., tuple[Box, Kernel]]) -> None:
+    box, _ = refusing(lambda *_: number)
+    train, _ = train_of(3, 100)
+    box.shell.transmit(PEER, train, 100)
+    box.shell.transmit(PEER, train[:50], 50)
+    box.shell.send(b"control", PEER, ttl=5)
+    assert box.shell.dropped == {f"send-{errno.errorcode[number].lower()}": 3}
+
+
+class Loop:
+    """What the shell wants of an event loop."""
+
+    def __init__(self) -> None:
+        self.writers: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
+
+    def add_reader(self, *_: Any) -> None:
+        pass
+
+    def remove_reader(self, *_: Any) -> None:
+        pass
+
+    def add_writer(self, descriptor: int, callback: Callable[..., None], *arguments: Any) -> None:
+        self.writers[descriptor] = callback, arguments
+
+    def remove_writer(self, descriptor: int) -> bool:
+        return self.writers.pop(descriptor, None) is not None
+
+    def writable(self) -> None:
+        for callback, arguments in list(self.writers.values()):
+            callback(*arguments)
+
+
+@pytest.mark.parametrize("gso", [True, False])
+def test_what_the_kernel_has_no_room_for_waits_in_order(
+    gso: bool, refusing: Callable[..., tuple[Box, Kernel]]
+) -> None:
+    room: deque[int] = deque()
+    box, kernel = refusing(lambda *_: room.popleft() if room else errno.EAGAIN)
+    box.shell._v4.gso = gso
+    loop = Loop()
+    box.shell.start(loop)
+    room.extend([0] if gso else [0] * 4)
+    trains = [train_of(count, 100, 30) for count in (4, 3, 1, 2)]
+    for train, _ in trains:
+        box.shell.transmit(PEER, train, 100)
+    assert box.blocked == [True]
+    assert len(loop.writers) == 1
+    box.shell.send(b"urgent", PEER)
+    loop.writable()
+    assert box.blocked == [True]
+    room.extend([0] * (1 if gso else 2))
+    loop.writable()
+    assert box.blocked == [True]
+    room.extend([0] * 20)
+    loop.writable()
+    assert box.blocked == [True, False]
+    assert not loop.writers
+    sent = [
+        data[at : at + (segment or len(data))]
+        for data, segment in kernel.sent
+        for at in range(0, len(data), segment or len(data))
+    ]
+    assert sent == [part for _, parts in trains for part in parts]
+    assert box.shell.dropped == {"send-eagain": 1}
+
+
+def test_what_waits_is_bounded(refusing: Callable[..., tuple[Box, Kernel]]) -> None:
+    box, kernel = refusing(lambda *_: errno.EAGAIN)
+    loop = Loop()
+    box.shell.start(loop)
+    train, _ = train_of(40, 1400)
+    for _ in range(100):
+        box.shell.transmit(PEER, train, 1400)
+    kept = BACKLOG_BYTES // len(train)
+    assert box.shell.dropped == {"send-queue-full": (100 - kept) * 40}
+    kernel.refuse = lambda *_: 0
+    loop.writable()
+    assert len(kernel.sent) == kept
+    kernel.refuse = lambda *_: errno.EAGAIN
+    box.shell.transmit(PEER, train, 1400)
+    box.shell.stop()
+    assert not loop.writers
+
+
+# --- Stamps -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("error", [3600.0, -3600.0])
+async def test_a_stamp_of_a_clock_that_was_set_is_not_believed(
+    error: float, opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = opened(), opened()
+    sender = Box([first])
+    receiver = Box([second], clock=lambda: 500.0, offset=lambda: error)
+    receiver.shell.start(asyncio.get_running_loop())
+    sender.shell.send(b"x", endpoint_of(second))
+    await receiver.until(1)
+    receiver.shell.stop()
+    assert receiver.arrived[0][1].stamp == 500.0
