@@ -17,9 +17,9 @@ Costs = NDArray[np.float64] | NDArray[np.float32]
 SWAPS_MAX = 200  # per descent; each one improves, so this is a bound and not a limit that is met
 IMPROVES = 1e-9  # relative
 STILL = 0.7  # of the promised gain
-SMALL = 1_000_000  # entries of `cost` up to which restarts are cheap
-RESTARTS_SMALL = 12
-RESTARTS_LARGE = 1
+SMALL = 1_000_000  # entries of `cost` up to which the search uses double precision
+RESTART_WORK = 3_000_000  # entries of `cost` times restarts
+RESTARTS_MAX = 60
 SHAKE = 0.4  # share of the open nodes that a restart exchanges
 
 
@@ -108,7 +108,7 @@ def solve(cost: Floats, replicas: int, rng: np.random.Generator, start: Ints | N
     if start is not None and len(start) == replicas:
         other = interchange(search, start)
         best = min(best, other, key=lambda opened: total(cost, opened))
-    for _ in range(RESTARTS_LARGE if large else RESTARTS_SMALL):
+    for _ in range(int(np.clip(RESTART_WORK // cost.size, 1, RESTARTS_MAX))):
         kept = rng.permutation(best)[: replicas - max(1, round(SHAKE * replicas))]
         others = np.setdiff1d(np.arange(cost.shape[1]), best)
         extra = min(len(others), max(1, (replicas - len(kept)) // 2))
