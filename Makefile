@@ -37,6 +37,14 @@ interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)
 	@bash .ci/tools optional $(TEST_TOOLS)
 	@$(BIN)/pytest -m slow $(ARGS)
 
+.PHONY: bench-sched
+bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
+	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)
+
+.PHONY: exact-sched
+exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours)
+	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py --exact 600 $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, import rules and spelling
 	$(BIN)/ruff check .
@@ -48,7 +56,7 @@ lint: $(STAMP) ## Check style, types, import rules and spelling
 
 .PHONY: lock
 lock: ## Renew the locked requirements (needs pip-tools)
-	cd requirements && for name in edge dev; do pip-compile -q --upgrade --generate-hashes --no-emit-options \
+	cd requirements && for name in edge sched dev; do pip-compile -q --upgrade --generate-hashes --no-emit-options \
 	  --allow-unsafe --strip-extras --no-header -o $$name.lock $$name.in; done
 
 .PHONY: clean
