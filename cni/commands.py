@@ -1,7 +1,7 @@
 """What ADD, DEL, CHECK, GC and STATUS do: plain functions over the store and the kernel.
 
-The same code runs in the daemon, where it is warm, and in `local`, when the daemon is down. Each attachment is
-held while it is changed, so an ADD waits for the DEL of the same one, whoever runs it.
+The same code runs in the daemon, where it is warm, and in `local`, when the daemon is down. Each attachment
+is held while it is changed, so an ADD waits for the DEL of the same one, whoever runs it.
 """
 
 from __future__ import annotations
@@ -143,18 +143,20 @@ def _lives(entry: Entry) -> bool:
 
 def _reserve(host: Host, draft: Entry, node: Node, wishes: spec.Wishes) -> Entry:
     """Return the stored reservation; where nothing is left, after a look for what has leaked."""
-    for last_try in (False, True):
-        try:
-            with host.store.transaction() as change:
-                change.ledger.expire(change.now)
-                return change.put(
-                    change.ledger.reserve(replace(draft, changed=change.now), node.prefixes, wishes.addresses)
-                )
-        except CniError as error:
-            if last_try or error.code != spec.TRY_LATER or wishes.addresses:
-                raise
-            recover(host.store, host.netlink())
-    raise AssertionError("unreachable")
+    try:
+        return _try_reserve(host, draft, node, wishes)
+    except CniError as error:
+        if error.code != spec.TRY_LATER or wishes.addresses:
+            raise
+    recover(host.store, host.netlink())
+    return _try_reserve(host, draft, node, wishes)
+
+
+def _try_reserve(host: Host, draft: Entry, node: Node, wishes: spec.Wishes) -> Entry:
+    with host.store.transaction() as change:
+        change.ledger.expire(change.now)
+        dated = replace(draft, changed=change.now)
+        return change.put(change.ledger.reserve(dated, node.prefixes, wishes.addresses))
 
 
 def _attach(host: Host, entry: Entry, netns: Namespace, mtu: int) -> None:
@@ -360,7 +362,9 @@ def status(host: Host, request: Request) -> bytes:
     except CniError as error:
         raise CniError(spec.UNAVAILABLE, error.message, error.details) from error
     if not free:
-        raise CniError(spec.UNAVAILABLE, "no address is left on this node", ", ".join(map(str, node.prefixes)))
+        raise CniError(
+            spec.UNAVAILABLE, "no address is left on this node", ", ".join(map(str, node.prefixes))
+        )
     trouble = host.health()
     if trouble is not None:
         raise trouble

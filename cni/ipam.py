@@ -164,7 +164,7 @@ class Ledger:
         return address
 
     def _next(self, prefixes: list[Network], now: float) -> Address:
-        """Return the next free address after the one given out last; a cooling one only if all else is used."""
+        """Return the next free address behind the last; a cooling one only where all else is used."""
         oldest: tuple[float, Address] | None = None
         for prefix in self._from_cursor(prefixes):
             for address in _walk(prefix, self.cursor.get(prefix.version)):

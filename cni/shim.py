@@ -25,8 +25,8 @@ ANSWER_LIMIT = 1 << 24
 
 def fail(code: int, message: str) -> int:
     """Print an error as the specification has it; return the exit status."""
-    text = '{"cniVersion":"1.1.0","code":%d,"msg":"%s"}\n' % (code, message.replace('"', "'"))
-    posix.write(1, text.encode())
+    message = message.replace('"', "'")
+    posix.write(1, f'{{"cniVersion":"1.1.0","code":{code},"msg":"{message}"}}\n'.encode())
     return 1
 
 
@@ -55,7 +55,8 @@ def ask(token: bytes, variables: bytes, stdin: bytes, netns: int) -> int:
     sock.settimeout(TIMEOUT)
     sock.connect(SOCKET)
     head = b"CECNI1" + token + len(variables).to_bytes(4, "big") + len(stdin).to_bytes(4, "big")
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, netns.to_bytes(4, _ORDER))] if netns >= 0 else []
+    native = netns.to_bytes(4, "big" if _socket.htons(1) == 1 else "little") if netns >= 0 else b""
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, native)] if native else []
     sock.sendmsg([head], rights)
     sock.sendall(variables + stdin)
     answer = receive(sock, 5)
@@ -66,9 +67,6 @@ def ask(token: bytes, variables: bytes, stdin: bytes, netns: int) -> int:
     while output:
         output = output[posix.write(1, output) :]
     return answer[0]
-
-
-_ORDER = "little" if _socket.htons(1) != 1 else "big"
 
 
 def local(token: bytes, stdin: bytes) -> None:

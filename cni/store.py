@@ -71,7 +71,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Hold the lock; `ledger` is as the disk has it, and what is put is appended at the end, as one write.
+        """Hold the lock; `ledger` is as the disk has it, and what is put is appended at the end by one write.
 
         Raises:
             CniError: code 5, the store cannot be used; then nothing has changed.
