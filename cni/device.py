@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from crossedge.cni.ipam import Entry
@@ -103,7 +103,7 @@ def set_up(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:
         if found is not None:
             if found.group not in (GROUP, LEAVING):
                 raise CniError(EXISTS, f"a foreign link {entry.host} exists already on the host")
-            _run(netlink, _deleting([entry.host]))  # of an earlier life: no live attachment has this name
+            remove(netlink, [entry.host])  # of an earlier life: no live attachment has this name
         try:
             _make(netlink, pod, entry, netns, mtu)
         except BaseException:
@@ -172,14 +172,20 @@ def forward(versions: Iterable[int]) -> None:
             sysctl.write(FORWARDING[version], "1")
 
 
-def take_down(netlink: Netlink, names: Sequence[str]) -> None:
-    """Cut links off at once: down, so that their routes go, and marked to be deleted by `reap`."""
+def take_down(netlink: Netlink, names: Iterable[str]) -> None:
+    """Cut links of ours off at once: down, so that their routes go, and marked to be deleted by `reap`."""
     batch = Batch()
-    for name in names:
-        set_link(batch, name, up=False, group=LEAVING)
+    for link in _ours(netlink, names):
+        set_link(batch, link.index, up=False, group=LEAVING)
     for error in netlink.execute(batch):
         if error.errno != errno.ENODEV:
             raise CniError(KERNEL, error.strerror or str(error))
+
+
+def _ours(netlink: Netlink, names: Iterable[str]) -> list[Link]:
+    """Return the links of these names that are of our making: a name alone proves nothing."""
+    found = [get_link(netlink, name) for name in names]
+    return [link for link in found if link is not None and link.group in (GROUP, LEAVING)]
 
 
 def reap(netlink: Netlink) -> None:
@@ -190,15 +196,11 @@ def reap(netlink: Netlink) -> None:
 
 
 def remove(netlink: Netlink, names: Iterable[str]) -> None:
-    """Delete links and wait for it; those that are gone are no error."""
-    _run(netlink, _deleting(names))
-
-
-def _deleting(names: Iterable[str]) -> Batch:
+    """Delete links of ours and wait for it; those that are gone are no error."""
     batch = Batch()
-    for name in names:
-        delete_link(batch, name)
-    return batch
+    for link in _ours(netlink, names):
+        delete_link(batch, link.index)
+    _run(netlink, batch)
 
 
 def host_links(netlink: Netlink) -> dict[str, Link]:

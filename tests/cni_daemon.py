@@ -1,6 +1,6 @@
 """What meshd does for the plugin, alone: CniServer on an event loop, for tests that start and kill it.
 
-    python tests/cni_daemon.py ROOT PREFIX...
+python tests/cni_daemon.py ROOT PREFIX...
 """
 
 import asyncio

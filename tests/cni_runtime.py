@@ -46,7 +46,7 @@ class Answer:
         """The error code; 0 for success."""
         return int(self.json["code"]) if self.status else 0
 
-    def ok(self) -> "Answer":
+    def ok(self) -> Answer:
         assert self.status == 0, (self.stdout, self.stderr)
         return self
 
@@ -175,6 +175,8 @@ class Node_:
         found: dict[int, dict[str, Any]] = {}
         log = self.paths.state / "attachments.log"
         for line in log.read_bytes().splitlines() if log.exists() else []:
+            if not line:
+                continue
             assert int(line[:8], 16) == zlib.crc32(line[9:])
             entry = json.loads(line[9:])
             found[entry["serial"]] = entry
