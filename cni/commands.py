@@ -316,7 +316,7 @@ def collect(host: Host, request: Request) -> bytes:
         stale = [
             entry
             for entry in change.ledger.live.values()
-            if entry.network == request.config.name and entry.key not in keep
+            if keep is not None and entry.network == request.config.name and entry.key not in keep
         ]
     errors = []
     for entry in stale:

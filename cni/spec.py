@@ -283,11 +283,11 @@ def _dns(config: Config, runtime: Mapping[str, Any]) -> Mapping[str, Any] | None
     return {key: value for key, value in section.items() if value} or None
 
 
-def valid_attachments(config: Config) -> set[tuple[str, str]]:
-    """Return (container id, interface name) of what GC shall keep.
+def valid_attachments(config: Config) -> set[tuple[str, str]] | None:
+    """Return (container id, interface name) of what GC shall keep; None where neither key is there.
 
-    Raises:
-        CniError: code 7 where neither key is there: absent is not empty, and must not free everything.
+    Absent is not empty: libcni leaves an empty list out, so nothing can be told from that. Raises `CniError`
+    code 7 for what is no list of attachments.
     """
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
         if key not in config.data:
@@ -299,7 +299,7 @@ def valid_attachments(config: Config) -> set[tuple[str, str]]:
             return {(str(item["containerID"]), str(item["ifname"])) for item in listed}
         except (TypeError, KeyError):
             raise CniError(BAD_CONFIG, f"{key} is no list of {{containerID, ifname}}") from None
-    raise CniError(BAD_CONFIG, "GC needs cni.dev/valid-attachments in the network configuration")
+    return None
 
 
 def version_answer() -> bytes:
