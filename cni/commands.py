@@ -254,7 +254,7 @@ def delete(host: Host, request: Request) -> bytes:
         names = [entry.host] if entry is not None else _unconfigured(host, request)
         if names:
             device.take_down(host.netlink(), names)
-            host.reap()
+        host.reap()  # even so: a killed DEL may have left what it had taken down
         if flush is not None:
             with suppress(CniError):
                 flush.wait()
