@@ -55,10 +55,17 @@ class Request:
     config: Config
     netns: Namespace | None
     token: str
+    since: float | None
+    """When the runtime started the plugin, in seconds since boot; None: now."""
 
 
 def answer(
-    host: Host, variables: Mapping[str, str], stdin: bytes, netns: Namespace | None, token: str = ""
+    host: Host,
+    variables: Mapping[str, str],
+    stdin: bytes,
+    netns: Namespace | None,
+    token: str = "",
+    since: float | None = None,
 ) -> tuple[int, bytes]:
     """Return the exit status and what is printed on stdout; raises nothing but for faults of ours.
 
@@ -68,6 +75,7 @@ def answer(
         stdin: the network configuration.
         netns: CNI_NETNS, opened; None where it cannot be.
         token: the same for a request and its repetition.
+        since: when the plugin was started, in seconds since boot, if that was before now.
     """
     version = spec.NEWEST
     try:
@@ -78,7 +86,7 @@ def answer(
         version = config.version
         spec.check_version(environment.command, version)
         spec.check_names(environment)
-        request = Request(environment, config, netns, token)
+        request = Request(environment, config, netns, token, since)
         return 0, COMMANDS[environment.command](host, request)
     except CniError as error:
         return 1, error.encode(version)
@@ -312,7 +320,7 @@ def collect(host: Host, request: Request) -> bytes:
     keep = spec.valid_attachments(request.config)
     with host.store.transaction() as change:
         change.ledger.expire(change.now)
-        started = change.now
+        started = change.now if request.since is None else min(request.since, change.now)
         stale = [
             entry
             for entry in change.ledger.live.values()
@@ -323,7 +331,7 @@ def collect(host: Host, request: Request) -> bytes:
         try:
             with host.store.attachment(entry.key):
                 held = host.store.look().live.get(entry.key)
-                # One that was made, or finished, after the runtime wrote its list is not on it.
+                # What was finished after the runtime wrote its list, and started us, is not on it.
                 if held is not None and held.serial == entry.serial and held.changed <= started:
                     _release(host, held)
         except (CniError, OSError) as error:

@@ -16,7 +16,7 @@ from crossedge.cni.device import reap
 from crossedge.cni.node import Paths, boot_id, read_node
 from crossedge.cni.spec import CniError
 from crossedge.cni.store import Store
-from crossedge.host.clock import boottime
+from crossedge.host.clock import boottime, process_start
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Netlink
 
@@ -47,13 +47,15 @@ def make_host(stack: ExitStack, paths: Paths) -> Host:
     )
 
 
-def run(paths: Paths, variables: dict[str, str], stdin: bytes, token: str = "") -> tuple[int, bytes]:
+def run(
+    paths: Paths, variables: dict[str, str], stdin: bytes, token: str = "", since: float | None = None
+) -> tuple[int, bytes]:
     """Return exit status and output of one request."""
     with ExitStack() as stack:
         netns = open_netns(variables.get("CNI_NETNS", ""))
         if netns is not None:
             stack.callback(netns.close)
-        return answer(make_host(stack, paths), variables, stdin, netns, token)
+        return answer(make_host(stack, paths), variables, stdin, netns, token, since)
 
 
 def main() -> int:
@@ -65,7 +67,7 @@ def main() -> int:
     except OSError as error:
         status, output = 1, CniError(spec.IO_FAILURE, f"error reading from stdin: {error}").encode()
     else:
-        status, output = run(Paths(Path(root)), variables, stdin, os.environ.get(TOKEN, ""))
+        status, output = run(Paths(Path(root)), variables, stdin, os.environ.get(TOKEN, ""), process_start())
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
     return status

@@ -26,7 +26,7 @@ from crossedge.cni.node import Node, Paths, boot_id, write_node
 from crossedge.cni.recovery import recover
 from crossedge.cni.spec import CniError
 from crossedge.cni.store import Store
-from crossedge.host.clock import boottime
+from crossedge.host.clock import boottime, process_start
 from crossedge.host.namespaces import Namespace, is_namespace
 from crossedge.host.netlink import Netlink
 
@@ -226,19 +226,19 @@ class CniServer:
                 log.error("cannot accept a request: %s", error)
                 return
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            _, user, _ = struct.unpack("3i", credentials)
+            process, user, _ = struct.unpack("3i", credentials)
             if user not in (0, os.geteuid()) or self._waiting >= WAITING:
                 self.served["turned away"] += 1
                 sock.close()
                 continue
             self._waiting += 1
-            pool.submit(self._serve, sock)
+            pool.submit(self._serve, sock, process)
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self, sock: socket.socket, process: int) -> None:
         try:
             with sock:
                 sock.settimeout(TIMEOUT)
-                self._converse(sock)
+                self._converse(sock, process)
         except OSError as error:
             log.info("a request ended early: %s", error)
         except Exception:  # a fault in one request must not end the daemon; the shim does it locally
@@ -246,7 +246,7 @@ class CniServer:
         finally:
             self._waiting -= 1
 
-    def _converse(self, sock: socket.socket) -> None:
+    def _converse(self, sock: socket.socket, process: int) -> None:
         head, ancillary, _, _ = sock.recvmsg(HEAD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         with ExitStack() as stack:
             netns = _received(ancillary)
@@ -260,7 +260,12 @@ class CniServer:
                 raise OSError("not a request of this version's shim")
             variables = _variables(_exactly(sock, variables_length))
             stdin = _exactly(sock, stdin_length)
-            status, output = answer(self.host, variables, stdin, netns, token.decode("ascii", "replace"))
+            since = None
+            if variables.get("CNI_COMMAND") == "GC":
+                with suppress(OSError):
+                    since = process_start(process)
+            text = token.decode("ascii", "replace")
+            status, output = answer(self.host, variables, stdin, netns, text, since)
             self.served[variables.get("CNI_COMMAND", "")[:16]] += 1
         sock.sendall(ANSWER.pack(status, len(output)) + output)
 

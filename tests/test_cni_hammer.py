@@ -23,7 +23,7 @@ pytestmark = pytest.mark.namespaces
 CALLERS = 64
 OPERATIONS = 2000
 KILLED_CALLS = 0.05
-KILLED_DAEMONS = 6
+KILLED_DAEMONS = 4
 
 
 @dataclass
@@ -41,7 +41,16 @@ class Hammer:
     failures: list[str] = field(default_factory=list)
 
     def call(self, command: str, pod: Pod, kill_after: float | None, **extra: Any) -> tuple[int, bytes]:
-        child = subprocess.Popen(
+        child = self.started(command, pod)
+        config = json.dumps(self.node.plugin.configuration("1.1.0", **extra)).encode()
+        if kill_after is not None:
+            threading.Timer(kill_after, child.kill).start()
+            self.kills += 1
+        output, _ = child.communicate(config, timeout=120)
+        return child.returncode, output
+
+    def started(self, command: str, pod: Pod) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [str(self.node.paths.binary)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -53,12 +62,6 @@ class Hammer:
                 "PATH": os.environ["PATH"],
             },
         )
-        config = json.dumps(self.node.plugin.configuration("1.1.0", **extra)).encode()
-        if kill_after is not None:
-            threading.Timer(kill_after, child.kill).start()
-            self.kills += 1
-        output, _ = child.communicate(config, timeout=120)
-        return child.returncode, output
 
     def add(self, pod: Pod, kill_after: float | None) -> bool:
         with self.guard:
@@ -88,9 +91,12 @@ class Hammer:
 
     def collect(self, pod: Pod) -> None:
         with self.guard:
+            # No ADD begins between the list and the start of the plugin.
             listed = [{"containerID": container, "ifname": "eth0"} for container in self.wanted]
-        status, output = self.call("GC", pod, None, **{"cni.dev/valid-attachments": listed})
-        if status:
+            child = self.started("GC", pod)
+        config = self.node.plugin.configuration("1.1.0", **{"cni.dev/valid-attachments": listed})
+        output, _ = child.communicate(json.dumps(config).encode(), timeout=120)
+        if child.returncode:
             self.failures.append(f"GC: {output!r}")
 
     def consistent(self) -> None:
@@ -135,7 +141,7 @@ def test_hammer(tmp_path: Path) -> None:
 
         def killer() -> None:
             for _ in range(KILLED_DAEMONS):
-                if ended.wait(2.0):
+                if ended.wait(5.0):
                     return
                 node.stop(signal.SIGKILL)
                 time.sleep(0.3)
