@@ -158,10 +158,18 @@ class Store:
         )
 
     def _open(self) -> None:
+        """Open the lock, or another that took its place when somebody removed the directory."""
+        path = self._directory / LOCK
         if self._lock >= 0:
-            return
+            try:
+                if os.stat(path).st_ino == os.fstat(self._lock).st_ino:
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._lock)
+            self._lock = -1
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _refresh(self) -> None:
         """Read what others have appended, or all of a log that was replaced."""
@@ -173,6 +181,7 @@ class Store:
         if self._log < 0 or inode != self._inode:
             if self._log >= 0:
                 os.close(self._log)
+                self._log = -1
             self._log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._inode = os.fstat(self._log).st_ino
             self._directory_dirty = True
@@ -215,6 +224,7 @@ class Store:
         data = b"".join(map(_line, kept))
         write_atomic(self._directory / LOG, data, 0o600)
         os.close(self._log)
+        self._log = -1
         self._log = os.open(self._directory / LOG, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         self._inode = os.fstat(self._log).st_ino
         self._offset, self._lines, self._damaged = len(data), len(kept), False

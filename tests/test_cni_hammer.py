@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def test_hammer(tmp_path: Path) -> None:
     node = Node_(tmp_path, ("10.160.0.0/23", "fd00:0:0:1::/64"))
     node.start()
     hammer = Hammer(node)
-    with pods(CALLERS) as made:
+    with pods(CALLERS) as made, ExitStack() as finish:
+        finish.callback(node.stop)
 
         def caller(number: int) -> None:
             chance = random.Random(number)
@@ -160,4 +162,3 @@ def test_hammer(tmp_path: Path) -> None:
         for pod in made:
             hammer.delete(pod, None)
         assert eventually(lambda: not node.traces()), node.traces()
-        node.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import json
 import os
@@ -185,7 +186,8 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     request = tmp_path / "edge1.request"
     crossedge("node", "init", "--name", "edge1", "-o", str(request))
     bundle = tmp_path / "edge1.bundle"
-    crossedge("ca", "sign", str(request), "-o", str(bundle))
+    rendezvous = f"rendezvous.example:3478#{base64.b64encode(bytes(range(32))).decode()}"
+    crossedge("ca", "sign", str(request), "--rendezvous", rendezvous, "-o", str(bundle))
     found = json.loads(command(tmp_path, "install", "--bundle", str(bundle), "--json"))
     assert len(found["prefixes"]) == 2
     with pods() as (pod,):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -249,6 +250,18 @@ def test_failed_write_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: py
     assert (tmp_path / LOG).read_bytes() == before
     assert reserve(store, "b").serial == 2
     store.close()
+
+
+def test_directory_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state", "boot", Clock())
+    reserve(store, "a")
+    shutil.rmtree(tmp_path / "state")
+    assert not store.look().live
+    other = Store(tmp_path / "state", "boot", Clock())
+    assert reserve(store, "b").addresses != reserve(other, "c").addresses
+    assert {key[0] for key in store.look().live} == {"b", "c"}
+    store.close()
+    other.close()
 
 
 # The ledger
