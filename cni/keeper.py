@@ -107,7 +107,9 @@ class Keeper:
         """Return the attachments of which the host's side lacks something."""
         netlink = self._host.netlink()
         links = device.host_links(netlink)
-        routes = {(r.destination, r.device) for r in list_routes(netlink, protocol=device.PROTOCOL)}
+        routes = {
+            (r.destination, r.device) for r in list_routes(netlink, table=254, protocol=device.PROTOCOL)
+        }
         known = {(each.device, each.address) for each in list_neighbours(netlink)}
         found = []
         for entry in list(self._host.store.look().live.values()):

@@ -74,6 +74,7 @@ class CniServer:
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
         self._waiting = 0
+        self._counting = threading.Lock()
         self._doomed = threading.Event()
         self._stopping = threading.Event()
         self._reaper: threading.Thread | None = None
@@ -231,7 +232,8 @@ class CniServer:
                 self.served["turned away"] += 1
                 sock.close()
                 continue
-            self._waiting += 1
+            with self._counting:
+                self._waiting += 1
             pool.submit(self._serve, sock, process)
 
     def _serve(self, sock: socket.socket, process: int) -> None:
@@ -244,7 +246,8 @@ class CniServer:
         except Exception:  # a fault in one request must not end the daemon; the shim does it locally
             log.exception("a request failed")
         finally:
-            self._waiting -= 1
+            with self._counting:
+                self._waiting -= 1
 
     def _converse(self, sock: socket.socket, process: int) -> None:
         head, ancillary, _, _ = sock.recvmsg(HEAD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
@@ -266,7 +269,9 @@ class CniServer:
                     since = process_start(process)
             text = token.decode("ascii", "replace")
             status, output = answer(self.host, variables, stdin, netns, text, since)
-            self.served[variables.get("CNI_COMMAND", "")[:16]] += 1
+            command = variables.get("CNI_COMMAND", "")
+            with self._counting:
+                self.served[command if command in spec.COMMANDS else "unknown"] += 1
         sock.sendall(ANSWER.pack(status, len(output)) + output)
 
 

@@ -33,10 +33,10 @@ def boottime() -> float:
 
 
 def process_start(process: int | str = "self") -> float:
-    """Return when a process was started, in seconds since boot, rounded down to a tick; raises `OSError`."""
+    """Return when a process was started, in seconds since boot, rounded up to a tick; raises `OSError`."""
     text = Path(f"/proc/{process}/stat").read_text()
     ticks = int(text.rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return (ticks + 1) / os.sysconf("SC_CLK_TCK")
 
 
 def realtime_offset() -> float:
