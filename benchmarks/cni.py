@@ -27,7 +27,7 @@ from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Netlink
 
 PODS = 200
-ROUNDS = 3
+ROUNDS = 2
 INSIDE = "CROSSEDGE_BENCH_NAMESPACE"
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTROL = Path("/usr/lib/cni/bridge")
@@ -165,6 +165,7 @@ def main() -> int:
             for plugin in (control, ours):  # the first request makes the bridge and the store
                 plugin.call("ADD", pods[0])
                 plugin.call("DEL", pods[0])
+                settle(0)
             for _ in range(ROUNDS):
                 for concurrency in (1, 32):
                     for plugin in (control, ours):

@@ -97,7 +97,7 @@ def set_up(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:
     with netns:
         pod = Netlink()
     with pod:
-        if get_link(pod, entry.interface) is not None:
+        if not _vacant(netlink, pod, entry.interface):
             raise CniError(EXISTS, f"interface {entry.interface} exists already in {entry.netns}")
         found = get_link(netlink, entry.host)
         if found is not None:
@@ -109,6 +109,18 @@ def set_up(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:
         except BaseException:
             remove(netlink, [entry.host])
             raise
+
+
+def _vacant(netlink: Netlink, pod: Netlink, interface: str) -> bool:
+    """Tell whether a name is free in the sandbox; one of ours that was taken down already goes now."""
+    inside = get_link(pod, interface)
+    if inside is None:
+        return True
+    outside = get_link(netlink, inside.peer) if inside.kind == "veth" and inside.peer else None
+    if outside is None or outside.group != LEAVING or outside.peer != inside.index:
+        return False
+    remove(netlink, [outside.name])
+    return get_link(pod, interface) is None
 
 
 def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:

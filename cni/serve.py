@@ -39,6 +39,8 @@ VARIABLES_LIMIT: Final = 256 * 1024
 WORKERS: Final = 16
 WAITING: Final = 1024
 """Most requests that are served or wait for a thread; a further one is turned away, and done locally."""
+GATHER: Final = 0.05
+"""Seconds in which links that go are gathered, to be deleted together: each deletion holds up the kernel."""
 TIMEOUT: Final = 20.0
 """Seconds for a shim to say what it wants."""
 
@@ -175,6 +177,7 @@ class CniServer:
         with self._own.call(Netlink) as netlink:
             while True:
                 self._doomed.wait()
+                self._stopping.wait(GATHER)
                 self._doomed.clear()
                 try:
                     device.reap(netlink)

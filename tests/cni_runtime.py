@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from crossedge.cni import install
-from crossedge.cni.device import GROUP
+from crossedge.cni.device import GROUP, LEAVING
 from crossedge.cni.node import Node, Paths, write_node
 from crossedge.host.links import list_links
 from crossedge.host.namespaces import Namespace
@@ -220,4 +220,4 @@ def eventually(condition: Any, seconds: float = 1.0) -> Any:
 
 def our_links() -> list[str]:
     with Netlink() as netlink:
-        return [link.name for link in list_links(netlink) if link.group == GROUP]
+        return [link.name for link in list_links(netlink) if link.group in (GROUP, LEAVING)]

@@ -206,6 +206,14 @@ def test_mac_is_stable(node: Node_, pod: Pod) -> None:
     assert len(macs) == 1
 
 
+def test_add_right_after_del_waits_for_the_old_link(node: Node_, pod: Pod) -> None:
+    for number in range(6):
+        container = f"c{number // 2}"  # the same one again, and another in the same sandbox
+        config = node.plugin.configuration("1.1.0")
+        for command in ("ADD", "DEL"):
+            node.plugin.call(command, config, container=container, netns=pod.path, interface="eth0").ok()
+
+
 # GC and STATUS
 
 
