@@ -8,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_TOOLS := nft:nftables ip:iproute2 ping:iputils-ping
-TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump iptables-legacy:iptables turnutils_stunclient:coturn
+TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump iptables-legacy:iptables turnutils_stunclient:coturn \
+  podman:podman runc:runc busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins
+export PATH := $(CURDIR)/build/bin:$(PATH)
 
 .PHONY: help
 help: ## Show what can be made
@@ -30,6 +32,7 @@ demo: $(STAMP) ## Join six nodes behind five NATs and let every pod ping every p
 test: $(STAMP) ## Run the tests (under 10 minutes)
 	@bash .ci/tools required $(DEMO_TOOLS)
 	@bash .ci/tools optional $(TEST_TOOLS)
+	@bash .ci/cnitool build/bin
 	@$(BIN)/pytest -m 'not slow' $(ARGS)
 
 .PHONY: interop
@@ -44,6 +47,11 @@ bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
 .PHONY: exact-sched
 exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py --exact 600 $(ARGS)
+
+.PHONY: bench-cni
+bench-cni: $(STAMP) ## Measure ADD and DEL beside bridge + host-local, into build/bench/cni.json
+	@bash .ci/tools required /usr/lib/cni/bridge:containernetworking-plugins
+	@$(BIN)/python benchmarks/cni.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, import rules and spelling
