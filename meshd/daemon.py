@@ -164,6 +164,8 @@ class Daemon:
             raise ConfigError(
                 under(self._root, config.bundle), "supernets", f"no conflict: {error}"
             ) from error
+        except PermissionError as error:
+            raise ConfigError("meshd", "", "to run as root: it needs CAP_NET_ADMIN") from error
         except OSError as error:
             raise ConfigError("meshd", "tun", f"to be able to set up {config.tun.name}: {error}") from error
         stack.callback(self._leave_host)
@@ -380,7 +382,6 @@ class Daemon:
                 log.info("%s: direct after %.0f ms", peer, seconds * 1000)
             case SessionChanged(peer=peer, state=state):
                 log.debug("%s: session %s", peer, state)
-                self._persist_soon()  # a restart opens the sessions that there were
             case Notice(level=level, text=text):
                 log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
 
@@ -413,6 +414,8 @@ class Daemon:
         while True:
             await asyncio.sleep(CLOCK_INTERVAL)
             self._clock.set(realtime_offset(), synchronised())
+            if not self._keeper.has_active(self._mesh.export_active(boottime())):
+                self._persist_soon()
             report = self._mesh.control.report
             if (report is None or not report.observations) and boottime() - self._checked >= NETCHECK_AGAIN:
                 self.check_nat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from crossedge.meshd.desired import Desired, InboundRule, PeerRoute
 from crossedge.meshd.hoststate import HostState
 from crossedge.meshd.identity import Identity, under
 from crossedge.meshd.snapshots import MeshRoute
+from crossedge.meshd.state import StateStore
 from crossedge.wire.endpoint import Network
 
 HOST_RECORD: Final = "meshd.sysctls"  # in the directory of the control socket
@@ -50,15 +52,18 @@ def plan(config: MeshdConfig, identity: Identity, port: int, routes: Iterable[Me
     )
 
 
-def remove_traces(config: MeshdConfig, identity: Identity, root: Path) -> list[str]:
-    """Remove what a daemon left on the host and return what went.
+def remove_traces(config: MeshdConfig, root: Path) -> list[str]:
+    """Remove what a daemon left on the host and return what went; needs neither its bundle nor its keys.
 
     Raises:
+        ConfigError: the daemon runs, and would put everything back.
         OSError: something of it could not be removed; all that could be is.
     """
-    record = under(root, config.run) / HOST_RECORD
-    state = HostState(plan(config, identity, config.listen.port, ()), record=record)
-    try:
+    directory = under(root, config.state)
+    with contextlib.ExitStack() as stack:
+        if directory.is_dir():
+            stack.enter_context(StateStore(directory))
+        record = under(root, config.run) / HOST_RECORD
+        state = HostState(Desired(tun=config.tun.name), record=record)
+        stack.callback(state.close)
         return state.cleanup()
-    finally:
-        state.close()

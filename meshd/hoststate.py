@@ -217,7 +217,8 @@ class HostState:
         return removed
 
     def _remove_tun(self) -> list[str]:
-        return [f"link {self._desired.tun}"] if remove_tun(self._desired.tun) else []
+        names = {self._desired.tun, self._earlier.tun} - {""}
+        return [f"link {name}" for name in sorted(names) if remove_tun(name)]
 
     def report(self) -> dict[str, Any]:
         """Return what is in place, for people and programs: plain values only, as JSON has them."""

@@ -14,7 +14,7 @@ from typing import Final
 from crossedge.meshd.state import Active, Pair, StateStore
 
 SOON: Final = 1.0  # seconds between a change worth keeping and its write
-AGAIN: Final = 15.0  # seconds between two writes of the members
+PACE: Final = 20_000  # bytes of members per second that are written at most, in the long run
 TIME_AGAIN: Final = 600.0  # seconds between two writes of the time
 
 log = logging.getLogger("meshd")
@@ -28,6 +28,7 @@ class Keeper:
         self._worker = ThreadPoolExecutor(1, "state")
         self._written: tuple[frozenset[Pair], frozenset[Active]] | None = None
         self._members_at = float("-inf")
+        self._size = 0
         self._time_at = float("-inf")
         self._bound = 0
         self._problem = ""
@@ -42,7 +43,11 @@ class Keeper:
 
     def delay(self, now: float) -> float:
         """Return in how many seconds a change of the members should be written."""
-        return max(SOON, self._members_at + AGAIN - now)
+        return max(SOON, self._members_at + self._size / PACE - now)
+
+    def has_active(self, active: Sequence[Active]) -> bool:
+        """Tell whether these are the members with traffic that are kept."""
+        return self._written is not None and self._written[1] == frozenset(active)
 
     def members(self, records: Sequence[Pair], active: Sequence[Active], now: float) -> None:
         """Keep the members, if they are others than those that are kept."""
@@ -50,6 +55,7 @@ class Keeper:
         if picture == self._written:
             return
         self._written, self._members_at = picture, now
+        self._size = sum(len(record) + len(certificate) for record, certificate in records)
         self._submit(lambda: self._store.save_members(records, active), self._forget)
 
     def _forget(self) -> None:

@@ -82,8 +82,12 @@ def cleanup(file: Path | None, root: Path) -> None:
     """Remove the interface, routes, rules and tables of a daemon that does not run any more."""
     from crossedge.meshd.hostplan import remove_traces
 
-    config, identity, _ = read(file, root)
-    for line in remove_traces(config, identity, root):
+    config = read_config(file or under(root, CONFIG_FILE), required=file is not None)
+    try:
+        removed = remove_traces(config, root)
+    except OSError as error:
+        raise click.ClickException(f"not everything could be removed: {error}") from error
+    for line in removed:
         click.echo(line)
 
 

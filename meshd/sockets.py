@@ -98,6 +98,8 @@ def open_sockets(config: MeshdConfig, inherited: Inherited) -> dict[int, UdpSock
                     log.warning("no IPv%d in this kernel", version)
                     continue
                 what = f"a UDP port that can be used: {port} cannot (IPv{version}: {error.strerror or error})"
+                if error.errno == errno.EPERM:
+                    raise ConfigError("meshd", "", "to run as root: it needs CAP_NET_ADMIN") from error
                 if error.errno == errno.EADDRINUSE:
                     what = f"a UDP port that is free: {port} is in use (IPv{version})"
                 raise ConfigError("meshd.toml", "listen.port", what) from error

@@ -78,6 +78,11 @@ class Pinging:
         """Whether it still goes on."""
         return self._process.poll() is None
 
+    def stop(self) -> None:
+        """End it; what it saw is of no interest."""
+        self._process.kill()
+        self._process.wait()
+
     def result(self) -> PingResult:
         """Return what it saw, once it is over."""
         self._process.wait(self._run.count * self._run.interval + 10.0)

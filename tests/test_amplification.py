@@ -200,16 +200,20 @@ INNER = (
 )
 MESSAGES = sorted(model.__name__ for model in m.TYPES.values())
 SESSIONS = pytest.mark.parametrize("up", [False, True], ids=["no session", "session"])
-SENDERS = pytest.mark.parametrize("known", [False, True], ids=["unknown sender", "member"])
+SENDERS = pytest.mark.parametrize("sender", ["unknown sender", "member", "rendezvous"])
 
 
 @SESSIONS
 @SENDERS
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "short"])
 @pytest.mark.parametrize("name", MESSAGES)
-def test_control_message_to_a_node(name: str, padded: bool, known: bool, up: bool) -> None:
+def test_control_message_to_a_node(name: str, padded: bool, sender: str, up: bool) -> None:
     stage = Stage(up=up)
-    by = None if known else ControlKey.generate(stage.random.randbytes)
+    by = {
+        "unknown sender": ControlKey.generate(stage.random.randbytes),
+        "member": None,
+        "rendezvous": stage.world.servers[0].key,
+    }[sender]
     stage.check(stage.sealed(control_messages(stage)[name], by=by, padded=padded))
 
 

@@ -230,11 +230,11 @@ def test_other_ports_are_refused_to_members_of_the_group_too(fleet: Fleet) -> No
 # What shows only when it runs
 
 
-def start_in_vain(fleet: Fleet, node: str, root: Path, config: str) -> str:
+def start_in_vain(fleet: Fleet, node: str, root: Path, config: str, *wrapper: str) -> str:
     """Start a daemon that cannot run; return its one line, once status and host are as they should be."""
     before = fleet.picture(node)
     (root / "test.toml").write_text(config)
-    words = [*program("meshd"), "run", "--root", str(root), "--config", str(root / "test.toml")]
+    words = [*wrapper, *program("meshd"), "run", "--root", str(root), "--config", str(root / "test.toml")]
     done = fleet.network.run(node, words)
     assert done.returncode == 2, done.stderr
     assert changes(before, fleet.picture(node)) == []
@@ -248,6 +248,16 @@ def test_a_second_daemon_on_the_same_state_is_refused_and_the_first_goes_on(flee
     assert line == (f"meshd: {fleet.state('attic')}: expected a state directory that no other meshd is using")
     assert fleet.answers("attic", "barn")
     assert fleet.status("attic")["name"] == "attic"
+
+
+def test_cleanup_is_refused_while_the_daemon_runs(fleet: Fleet) -> None:
+    before = fleet.picture("attic")
+    done = fleet.command("attic", "meshd", "cleanup")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"meshd: {fleet.state('attic')}: expected a state directory that no other meshd is using\n"
+    )
+    assert changes(before, fleet.picture("attic")) == []
 
 
 def test_what_cannot_be_had_is_one_line_and_leaves_nothing(fleet: Fleet) -> None:
@@ -274,6 +284,9 @@ def test_what_cannot_be_had_is_one_line_and_leaves_nothing(fleet: Fleet) -> None
     fleet.run("spare", "ip link add crossedge0 type bridge")
     assert "crossedge0" in start_in_vain(fleet, "spare", root, "")
     fleet.run("spare", "ip link delete crossedge0")
+
+    without = ("setpriv", "--bounding-set", "-net_admin")
+    assert "CAP_NET_ADMIN" in start_in_vain(fleet, "spare", root, "", *without)
 
     (root / "file").write_text("")
     assert "/file/state" in start_in_vain(fleet, "spare", root, 'state = "/file/state"\n')

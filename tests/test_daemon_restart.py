@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from crossedge.lab.demo import registered
 from crossedge.lab.demo_mesh import CONFIG
+from crossedge.meshd.state import MAX_MEMBERS_SIZE, MEMBERS
+from crossedge.wire.codec import load
 from tests.daemon_fleet import Fleet, a_fleet, changes, longest_gap, pod_prefixes, until
 
 pytestmark = pytest.mark.namespaces
@@ -84,6 +87,29 @@ def test_killed_and_started_nothing_is_stale_or_doubled_and_pairs_are_back_withi
     until("the pair is direct again", lambda: fleet.path("attic", "barn") == "direct", 5.0)
     assert fleet.answers("yard", "attic")
     assert changes(before, fleet.picture("attic")) == []
+
+
+def persisted_sessions(fleet: Fleet) -> int:
+    """Return for how many sessions of the attic the next life is told to open them."""
+    try:
+        held = load((fleet.state("attic") / MEMBERS).read_bytes(), MAX_MEMBERS_SIZE)
+    except FileNotFoundError:
+        return 0
+    active = held["active"]
+    return len(active) if isinstance(active, tuple) else 0
+
+
+def test_killed_for_a_while_a_daemon_opens_its_sessions_itself_and_need_not_be_called(fleet: Fleet) -> None:
+    settle(fleet)
+    until("both sessions are persisted", lambda: persisted_sessions(fleet) == 2, 10.0)
+    ping = fleet.pinging("barn", "attic", count=1000, interval=INTERVAL)
+    fleet.kill("attic")
+    until("the barn has noticed", lambda: fleet.peer("barn", "attic")["path"] != "direct", 8.0)
+    before = ping.answered
+    fleet.start("attic")
+    print("back", until("the barn's ping is answered", lambda: ping.answered > before, BACK_WITHIN))
+    ping.stop()
+    fleet.mesh.wait("registered", registered, 10.0)
 
 
 def test_a_route_that_is_no_longer_wanted_is_swept_when_a_killed_daemon_starts(fleet: Fleet) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from crossedge.lab.internet import Conditions
 from crossedge.meshd import events as ev
+from crossedge.meshd.constants import TRANSPORT_OVERHEAD
+from crossedge.meshd.link import SAFE_DATAGRAM
 from crossedge.meshd.path import State
 from crossedge.meshd.peer import ACTIVE_TIME, SESSION_IDLE
 from crossedge.meshd.staticpeer import StaticPeerSettings
@@ -324,6 +326,16 @@ def test_stock_peer_whose_name_resolves_late_gets_what_waited_for_it() -> None:
     alice.mesh.set_static_endpoint("bob", UdpEndpoint("192.0.2.1", PORT), world.net.now)
     (static,) = alice.mesh.static.values()
     assert static.endpoint == UdpEndpoint(bob.host.addresses[0], PORT), "it speaks from there"
+
+
+def test_stock_peers_routes_are_asked_for_at_the_start_and_again_with_their_mtu() -> None:
+    world, alice, bob = stock_pair()
+    bob.readdressed()  # so that it tells what happened
+    assert len(bob.of(ev.RoutesChanged)) == 1
+    assert {route.mtu for route in bob.mesh.routes()} == {SAFE_DATAGRAM - TRANSPORT_OVERHEAD}
+    world.ping(alice, bob, count=3)
+    assert len(bob.of(ev.RoutesChanged)) == 2
+    assert {route.mtu for route in bob.mesh.routes()} == {1500 - 28 - TRANSPORT_OVERHEAD}
 
 
 def test_stock_peer_gets_the_mtu_of_its_underlay() -> None:

@@ -33,7 +33,10 @@ from crossedge.rendezvous.notify import NOTIFY_INTERVAL
 from crossedge.rendezvous.requests import KEEPALIVE_MAX, KEEPALIVE_MIN, NODES_PER_KEEPALIVE_SECOND
 from crossedge.rendezvous.settings import RelayLimits, SourceLimits
 from crossedge.wire import limits, messages, relay, stun
+from crossedge.wire.codec import MAX_DEPTH, Fields
+from crossedge.wire.envelope import COOKIE_REPLY_SIZE
 from crossedge.wire.record import MAX_LIFETIME
+from tests.test_wire_protocol_text import SIGNED, table_after
 
 SOURCE, RELAY = SourceLimits(), RelayLimits()
 LEASE = SourceLimits.model_fields["lease"].metadata
@@ -137,6 +140,15 @@ TABLE: dict[str, list[float]] = {
 SENTENCES: list[tuple[str, str]] = [
     ("2", f"replaced after {nodecontrol.KEY_LIFE / 3600:g} h"),
     ("3.3", f"at most {MAX_LIFETIME // 86_400} days after i"),
+    (
+        "4",
+        f"at most {shown(limits.MAX_CONTROL)} bytes ({shown(limits.MAX_PLAINTEXT)} of plaintext) "
+        f"and at least {limits.ENVELOPE_OVERHEAD}",
+    ),
+    ("4", f"**Cookie reply**, {COOKIE_REPLY_SIZE} bytes"),
+    ("5.1", f"nesting deeper than {MAX_DEPTH}"),
+    ("5.2", f"a multiple of {shown(messages.MAX_PART)}"),
+    ("9.2", f"at most {shown(messages.MAX_PART)} bytes of it"),
     ("4", f"turns over every {shown(COOKIE_SECRET_TIME)} s"),
     ("4", f"an asker uses it for {shown(COOKIE_TIME)} s"),
     ("6.1", f"A node's records hold for {LIFETIME / 3600:g} h"),
@@ -284,3 +296,28 @@ def test_words_for_numbers_are_right() -> None:
     assert len(pathmtu.LADDER) == 9
     assert pathmtu.TRIES == path.MISSES == len(punch.HEARD) == 3
     assert pathmtu.CHECK_EVERY == 4
+
+
+MODELS = [*messages.TYPES.values(), *SIGNED]
+ITEM_SIZES = {"known": 24, "gone": 16, "servers": 8}  # bytes of what is packed into one bin
+
+
+def bounds(model: type[Fields], name: str) -> set[float]:
+    """Return every bound that a model puts on a field, in bytes for what is packed."""
+    found: set[float] = set()
+    for each in model.model_fields[name].metadata:
+        for kind in ("max_length", "min_length", "ge", "le"):
+            if (bound := getattr(each, kind, None)) is not None:
+                found |= {bound, bound * ITEM_SIZES.get(name, 1)}
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_bounds_of_fields_are_the_models(repository: Path, model: type[Fields]) -> None:
+    text = (repository / "docs" / "protocol.md").read_text()
+    number = getattr(model, "TYPE", None)
+    mark = f"**{number} {model.__name__}**" if number else f"{model.__name__}\n\n| key"
+    for row, column in zip(table_after(text, mark), model.COLUMNS, strict=True):
+        stated = re.search(r"up to ([\d,]+)|(\d+) to (\d+)", row[1])
+        for number in numbers(stated[0]) if stated else []:
+            assert number in bounds(model, column.name), (row, bounds(model, column.name))
