@@ -8,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_TOOLS := nft:nftables ip:iproute2 ping:iputils-ping
-TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump iptables-legacy:iptables turnutils_stunclient:coturn
+TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump iptables-legacy:iptables turnutils_stunclient:coturn \
+  podman:podman runc:runc busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins
+export PATH := $(CURDIR)/build/bin:$(PATH)
 
 .PHONY: help
 help: ## Show what can be made
@@ -30,12 +32,26 @@ demo: $(STAMP) ## Join six nodes behind five NATs and let every pod ping every p
 test: $(STAMP) ## Run the tests (under 10 minutes)
 	@bash .ci/tools required $(DEMO_TOOLS)
 	@bash .ci/tools optional $(TEST_TOOLS)
+	@bash .ci/cnitool build/bin
 	@$(BIN)/pytest -m 'not slow' $(ARGS)
 
 .PHONY: interop
 interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)
 	@bash .ci/tools optional $(TEST_TOOLS)
 	@$(BIN)/pytest -m slow $(ARGS)
+
+.PHONY: bench-sched
+bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
+	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)
+
+.PHONY: exact-sched
+exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours)
+	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py --exact 600 $(ARGS)
+
+.PHONY: bench-cni
+bench-cni: $(STAMP) ## Measure ADD and DEL beside bridge + host-local, into build/bench/cni.json
+	@bash .ci/tools required /usr/lib/cni/bridge:containernetworking-plugins
+	@$(BIN)/python benchmarks/cni.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, import rules and spelling
@@ -48,7 +64,7 @@ lint: $(STAMP) ## Check style, types, import rules and spelling
 
 .PHONY: lock
 lock: ## Renew the locked requirements (needs pip-tools)
-	cd requirements && for name in edge dev; do pip-compile -q --upgrade --generate-hashes --no-emit-options \
+	cd requirements && for name in edge sched dev; do pip-compile -q --upgrade --generate-hashes --no-emit-options \
 	  --allow-unsafe --strip-extras --no-header -o $$name.lock $$name.in; done
 
 .PHONY: clean

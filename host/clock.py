@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
+from pathlib import Path
 
 STA_UNSYNC = 0x0040
 TRIES = 3
@@ -28,6 +30,13 @@ class _Timex(ctypes.Structure):
 def boottime() -> float:
     """Return seconds since boot, suspension included: `now` of all our cores."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def process_start(process: int | str = "self") -> float:
+    """Return when a process was started, in seconds since boot, rounded up to a tick; raises `OSError`."""
+    text = Path(f"/proc/{process}/stat").read_text()
+    ticks = int(text.rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5)
+    return (ticks + 1) / os.sysconf("SC_CLK_TCK")
 
 
 def realtime_offset() -> float:

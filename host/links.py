@@ -37,6 +37,7 @@ IFLA_LINK = 5
 IFLA_MASTER = 10
 IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
+IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
 IFLA_GSO_MAX_SIZE = 41
 IFLA_INFO_KIND = 1
@@ -66,6 +67,8 @@ class Link:
     master: int
     peer: int
     """Index of the lower link or, for a veth, of its other end (in that end's namespace); 0 if none."""
+    group: int = 0
+    """Number under which links are changed or deleted together; 0 is everybody's."""
 
     @property
     def up(self) -> bool:
@@ -85,6 +88,7 @@ class VethEnd:
     index: int = 0
     """The index it shall have; 0: the kernel picks one. That of the peer counts only if both are given."""
     mtu: int = 0
+    group: int = 0
 
 
 def check_name(name: str) -> str:
@@ -104,6 +108,8 @@ def _end(end: VethEnd, flags: int = 0, extra: bytes = b"") -> bytes:
         body.append(attribute(IFLA_ADDRESS, end.mac))
     if end.mtu:
         body.append(attribute_u32(IFLA_MTU, end.mtu))
+    if end.group:
+        body.append(attribute_u32(IFLA_GROUP, end.group))
     return b"".join(body) + extra
 
 
@@ -143,6 +149,7 @@ def set_link(
     rename: str = "",
     master: int | None = None,
     namespace: int | None = None,
+    group: int | None = None,
     link_local: bool = True,
 ) -> None:
     """Change a link, given by index or name; what is not said stays as it is.
@@ -171,6 +178,8 @@ def set_link(
         parts.append(attribute_u32(IFLA_MASTER, master))
     if namespace is not None:
         parts.append(attribute_u32(IFLA_NET_NS_FD, namespace))
+    if group is not None:
+        parts.append(attribute_u32(IFLA_GROUP, group))
     if flags or len(parts) > 2:
         batch.add(RTM_NEWLINK, 0, b"".join(parts), f"change link {link}")
 
@@ -182,6 +191,12 @@ def delete_link(batch: Batch, link: int | str) -> None:
     else:
         body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_text(IFLA_IFNAME, check_name(link))
     batch.add(RTM_DELLINK, 0, body, f"delete link {link}", GONE)
+
+
+def delete_group(batch: Batch, group: int) -> None:
+    """Delete all links of a group at once, which costs the kernel little more than one; none is no error."""
+    body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_u32(IFLA_GROUP, group)
+    batch.add(RTM_DELLINK, 0, body, f"delete the links of group {group}", GONE)
 
 
 def get_link(netlink: Netlink, link: int | str) -> Link | None:
@@ -225,4 +240,5 @@ def parse_link(reply: Reply) -> Link:
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         master=number(IFLA_MASTER),
         peer=number(IFLA_LINK),
+        group=number(IFLA_GROUP),
     )

@@ -159,7 +159,7 @@ class Namespace:
         text = os.fspath(target)
         path = Path(text) if "/" in text else NAMESPACES / text
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not _is_namespace(descriptor):
+        if not is_namespace(descriptor):
             os.close(descriptor)
             raise OSError(errno.EINVAL, f"{path} is not a network namespace")
         named = path.parent == NAMESPACES
@@ -237,7 +237,7 @@ class Namespace:
         self.path.unlink(missing_ok=True)
 
 
-def _is_namespace(descriptor: int) -> bool:
+def is_namespace(descriptor: int) -> bool:
     """Tell whether a descriptor refers to a network namespace."""
     try:
         return fcntl.ioctl(descriptor, NS_GET_NSTYPE) == CLONE_NEWNET

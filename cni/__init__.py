@@ -1,0 +1,1 @@
+"""The CNI plugin: addresses, devices and routes of pods."""

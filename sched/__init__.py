@@ -1,0 +1,1 @@
+"""The scheduler: latency matrices, groups of near nodes, placements near the proven optimum."""

@@ -1,0 +1,211 @@
+"""Leaks are proven by two observations and a last check; a pod only out of sight keeps its address."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crossedge.cni import device
+from crossedge.cni.ipam import ADDED, SUSPICION, Entry
+from crossedge.cni.node import Node, Paths
+from crossedge.cni.recovery import recover
+from crossedge.cni.serve import CniServer
+from crossedge.cni.store import Store
+from crossedge.host.netlink import Netlink
+from tests.cni_runtime import Node_, Pod, eventually, our_links, pods
+
+pytestmark = pytest.mark.namespaces
+PREFIX = ipaddress.ip_network("10.160.1.0/24")
+
+
+class World:
+    """A store with one attachment, a clock, and the pod's namespace."""
+
+    def __init__(self, directory: Path, pod: Pod) -> None:
+        self.now = 1000.0
+        self.store = Store(directory, "boot", lambda: self.now)
+        self.netlink = Netlink()
+        draft = Entry(
+            0,
+            "net",
+            pod.id,
+            "eth0",
+            (),
+            host=device.host_name("net", pod.id, "eth0"),
+            mac="02:00:00:00:00:01",
+            host_mac="02:00:00:00:00:02",
+            netns=pod.path,
+            inode=pod.namespace.inode,
+            boot="boot",
+        )
+        with self.store.transaction() as change:
+            entry = change.put(change.ledger.reserve(draft, [PREFIX], ()))
+        device.set_up(self.netlink, entry, pod.namespace, 1380)
+        with self.store.transaction() as change:
+            self.entry = change.put(replace(entry, state=ADDED, changed=self.now))
+
+    def observe(self, after: float) -> bool:
+        """Look after some seconds; return whether the address was freed."""
+        self.now += after
+        return bool(recover(self.store, self.netlink))
+
+
+@pytest.fixture
+def pod() -> Iterator[Pod]:
+    with pods() as (made,):
+        yield made
+
+
+@pytest.fixture
+def world(tmp_path: Path, pod: Pod) -> Iterator[World]:
+    made = World(tmp_path, pod)
+    yield made
+    device.remove(made.netlink, [made.entry.host])
+    made.netlink.close()
+    made.store.close()
+
+
+def test_pod_that_lives_is_never_suspected(world: World) -> None:
+    assert not any(world.observe(100) for _ in range(3))
+    assert not world.store.look().live[world.entry.key].suspect
+
+
+def test_leak_takes_two_observations_apart_in_time(world: World, pod: Pod) -> None:
+    pod.namespace.delete()
+    assert eventually(lambda: world.entry.host not in device.host_links(world.netlink))
+    assert not world.observe(100)  # seen once
+    assert not world.observe(SUSPICION / 2)  # too soon
+    assert world.observe(SUSPICION)
+    assert not world.store.look().live
+
+
+def test_resurrected_pod_keeps_its_address(world: World, pod: Pod) -> None:
+    hidden = Path(pod.path).with_name("hidden")
+    device.remove(world.netlink, [world.entry.host])
+    hidden.touch()
+    subprocess.run(["mount", "--bind", pod.path, hidden], check=True)
+    subprocess.run(["umount", pod.path], check=True)
+    assert not world.observe(100)
+    assert world.store.look().live[world.entry.key].suspect
+    subprocess.run(["mount", "--bind", hidden, pod.path], check=True)
+    subprocess.run(["umount", hidden], check=True)
+    assert not world.observe(SUSPICION + 1)
+    assert not world.store.look().live[world.entry.key].suspect  # a further leak starts from the beginning
+    assert not world.observe(SUSPICION + 1)
+    assert world.entry.key in world.store.look().live
+
+
+def test_leak_that_a_request_is_working_on_is_left(world: World, pod: Pod) -> None:
+    pod.namespace.delete()
+    assert eventually(lambda: world.entry.host not in device.host_links(world.netlink))
+    world.observe(100)
+    with world.store.attachment(world.entry.key):
+        assert not world.observe(SUSPICION + 1)
+    assert world.observe(1)
+
+
+@pytest.mark.asyncio
+async def test_server_frees_leaks_by_itself(
+    tmp_path: Path, pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossedge.cni.serve.SUSPICION", 0.05)
+    monkeypatch.setattr("crossedge.cni.recovery.SUSPICION", 0.05)
+    node = Node_(tmp_path)
+    node.plugin.add(pod).ok()
+    server = CniServer(Paths(tmp_path), Node((PREFIX,)))
+    server.start(asyncio.get_running_loop())
+    pod.namespace.delete()
+    for _ in range(100):
+        await asyncio.sleep(0.03)
+        if not node.live():
+            break
+    server.stop()
+    assert not node.live()
+
+
+# The command
+
+
+def command(root: Path, *arguments: str, status: int = 0) -> str:
+    program = Path(sys.executable).with_name("crossedge-cni")
+    done = subprocess.run(
+        [program, "--root", root, *arguments], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_command_shows_checks_and_frees(tmp_path: Path) -> None:
+    node = Node_(tmp_path)
+    with pods() as (pod,):
+        node.plugin.add(pod).ok()
+        (row,) = json.loads(command(tmp_path, "ips", "--json"))
+        assert row["container"] == pod.id
+        assert row["addresses"] == ["10.160.1.1", "fd00:0:0:1::1"]
+        assert row["state"] == "in use"
+        assert pod.id in command(tmp_path, "ips")
+        assert json.loads(command(tmp_path, "check", "--json")) == {"problems": []}
+    assert eventually(lambda: not our_links())
+    assert "is gone" in command(tmp_path, "check", status=1)
+    assert "seems gone" in command(tmp_path, "gc")
+    assert node.live()  # seen once
+    node.plugin.delete(pod).ok()
+    assert json.loads(command(tmp_path, "gc", "--json")) == {"freed": [], "links": [], "suspects": []}
+
+
+def test_command_uninstalls_and_says_what_is_missing(tmp_path: Path) -> None:
+    node = Node_(tmp_path)
+    listed = json.loads(node.paths.conflist.read_text())
+    assert listed["cniVersion"] == "1.0.0"
+    assert listed["cniVersions"] == ["0.4.0", "1.0.0", "1.1.0"]
+    assert set(json.loads(command(tmp_path, "uninstall", "--json"))["removed"]) == {
+        str(node.paths.binary),
+        str(node.paths.conflist),
+    }
+    assert "install" in command(tmp_path, "check", status=1)
+    assert "joined a network" in command(tmp_path, "install", status=1)
+
+
+def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("crossedge")
+
+    def crossedge(*arguments: str) -> None:
+        subprocess.run([program, "--root", tmp_path, *arguments], check=True, capture_output=True)
+
+    crossedge("ca", "init")
+    request = tmp_path / "edge1.request"
+    crossedge("node", "init", "--name", "edge1", "-o", str(request))
+    bundle = tmp_path / "edge1.bundle"
+    rendezvous = f"rendezvous.example:3478#{base64.b64encode(bytes(range(32))).decode()}"
+    crossedge("ca", "sign", str(request), "--rendezvous", rendezvous, "-o", str(bundle))
+    found = json.loads(command(tmp_path, "install", "--bundle", str(bundle), "--json"))
+    assert len(found["prefixes"]) == 2
+    with pods() as (pod,):
+        node = Node_.__new__(Node_)
+        node.paths, node.root = Paths(tmp_path), tmp_path
+        assert json.loads(node.paths.node.read_text())["prefixes"] == found["prefixes"]
+        done = subprocess.run(
+            [node.paths.binary],
+            input=b'{"cniVersion":"1.0.0","name":"crossedge","type":"crossedge"}',
+            env={
+                "CNI_COMMAND": "ADD",
+                "CNI_CONTAINERID": pod.id,
+                "CNI_NETNS": pod.path,
+                "CNI_IFNAME": "eth0",
+                "PATH": os.environ["PATH"],
+            },
+            capture_output=True,
+            check=True,
+        )
+        address = json.loads(done.stdout)["ips"][0]["address"].split("/")[0]
+        assert ipaddress.ip_address(address) in ipaddress.ip_network(found["prefixes"][0])
