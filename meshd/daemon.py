@@ -291,7 +291,6 @@ class Daemon:
         self._host.apply(plan(self._config, self._identity, self._port, self._mesh.routes()))
 
     def _replace_tun(self, tun: Tun) -> None:
-        log.warning("%s was deleted by somebody; it is made anew", tun.name)
         self._engine.replace_tun(tun)
         descriptors.unstore("tun")  # or the next start is given the dead one, too, and first
         descriptors.store("tun", tun.descriptor)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from crossedge.lab.demo import registered
 from crossedge.lab.flows import run_flows
 from crossedge.lab.sites import join
 from tests.daemon_fleet import Fleet, a_fleet, longest_gap, until
@@ -140,6 +141,20 @@ def test_a_pair_is_direct_again_when_the_way_out_and_the_address_change_at_once(
     candidates = {each["endpoint"] for each in fleet.status("attic")["candidates"]}
     assert f"{new}:41820" in candidates
     assert f"{old}:41820" not in candidates
+
+
+def test_a_daemon_that_starts_without_a_network_is_there_as_soon_as_one_comes(fleet: Fleet) -> None:
+    narrow = fleet.network.routers["narrow"]
+    fleet.mesh.end("hut")
+    fleet.run("hut", "ip link set eth0 down")
+    fleet.start("hut")
+    until("the daemon answers", lambda: fleet.status("hut"), 5.0)
+    assert fleet.status("hut")["candidates"] == []
+    assert not registered(fleet.member("hut"))
+    fleet.run("hut", "ip link set eth0 up")
+    fleet.run("hut", f"ip route replace default via {narrow.gateway} dev eth0 onlink")
+    print("there", until("it is registered", lambda: registered(fleet.member("hut")), 3.0))
+    print("reached", until("its pod answers", lambda: fleet.answers("barn", "hut"), 3.0))
 
 
 # Narrow links
