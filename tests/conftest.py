@@ -16,6 +16,7 @@ import pytest
 
 INSIDE = "CROSSEDGE_TEST_NAMESPACE"
 ENTER = 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'
+CGROUPS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/cgroup.procs")
 REQUIRE_ALL = os.environ.get("CROSSEDGE_REQUIRE") == "all"
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -55,6 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         missing = sorted(
             mark.args[0] for mark in item.iter_markers("tool") if shutil.which(mark.args[0]) is None
         )
+        tools = {mark.args[0] for mark in item.iter_markers("tool")}
+        if "podman" in tools and not any(os.access(path, os.W_OK) for path in CGROUPS):
+            missing.append("control groups that may be written (podman wants real root)")
         if item.get_closest_marker("namespaces") and os.environ.get(INSIDE) != "yes":
             missing.append("network namespaces")
         if missing:
