@@ -78,8 +78,9 @@ class Nodes:
         for name, process in self.processes.items():
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            other = "b" if name == "a" else "a"
             ip(name, "link set mesh0 up")
+        for name in self.processes:  # only now, or late segments of an earlier test meet a link that is down
+            other = "b" if name == "a" else "a"
             ip(name, f"addr add {INSIDE[name][0]}/32 dev mesh0")
             ip(name, f"addr add {INSIDE[name][1]}/128 dev mesh0 nodad")
             for prefix in PREFIXES[other]:
