@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -152,15 +152,19 @@ class Mesh:
 
         each(enrol, self.members.values())
 
-    def start(self, configs: Mapping[str, str] | None = None) -> None:
-        """Start the rendezvous and a daemon on every node; `configs` has the text of meshd.toml, by node."""
+    def start(self, configs: Mapping[str, str] | None = None, later: Collection[str] = ()) -> None:
+        """Start the rendezvous and a daemon on every node but those that are started `later`.
+
+        `configs` has the text of meshd.toml, by node.
+        """
         for name in self.servers:
             self.run_server(name)
         for member in self.members.values():
             config = member.root / CONFIG
             config.parent.mkdir(parents=True, exist_ok=True)
             config.write_text((configs or {}).get(member.name, 'log_level = "info"\n'))
-            self.run_daemon(member)
+            if member.name not in later:
+                self.run_daemon(member)
 
     def run_server(self, name: str) -> None:
         """Start a rendezvous, for the first time or again."""

@@ -60,7 +60,8 @@ class DataPlane:
           per drain;
         - `moved(link, source, size)`: something genuine and new came from where the link does not send to, in
           datagrams of so many bytes, in-session messages not counted; once per batch;
-        - `unknown(address)`: a packet of ours was dropped, for nobody known has its destination; per packet;
+        - `unknown(address)`: nobody known has the destination of a packet of ours, which waits for `claim` a
+          while and is counted as dropped until then; per packet;
         - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()
@@ -75,6 +76,8 @@ class DataPlane:
         """Take the frame in the first `length` bytes of the buffer: `outbound(length, now)`."""
         self.flush = self._outbound.flush
         """End a drain of the TUN: `flush(now)`."""
+        self.claim = self._outbound.claim
+        """Send what waited for somebody to have its address: `claim(now)`, after `allowed` has changed."""
         self.flush_queue = self._outbound.flush_queue
         """Send what waits in a link's queue, as far as it can leave now: `flush_queue(link, now)`."""
         self.expire = self._inbound.expire

@@ -20,7 +20,7 @@ from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.dataplane import DataPlane
-from crossedge.meshd.events import LinkReady, MeshEvent
+from crossedge.meshd.events import LinkReady, MeshEvent, RoutesChanged
 from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
@@ -228,8 +228,10 @@ class Engine:
             while (event := mesh.poll_event()) is not None:
                 if isinstance(event, LinkReady):
                     self.plane.flush_queue(event.link, boottime())
-                else:
-                    self._on_event(event)
+                    continue
+                if isinstance(event, RoutesChanged):
+                    self.plane.claim(boottime())
+                self._on_event(event)
             if (item := mesh.poll_transmit()) is None:
                 break
             while item is not None:

@@ -43,6 +43,7 @@ from crossedge.meshd.superframe import room as superframe_room
 from crossedge.meshd.train import Train, Transmit
 from crossedge.meshd.transport import TransportSealer
 from crossedge.meshd.transport import room as transport_room
+from crossedge.meshd.unclaimed import Unclaimed
 from crossedge.meshd.virtio import (
     GSO_ECN,
     GSO_NONE,
@@ -91,6 +92,7 @@ class Outbound:
         "_split",
         "_stages",
         "_train",
+        "_unclaimed",
         "_unknown",
         "_wanted",
         "_wants",
@@ -112,6 +114,7 @@ class Outbound:
         self._wanted = wanted
         self._unknown = unknown
         self._dropped = dropped
+        self._unclaimed = Unclaimed()
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
         self._packets = TransportSealer(self._train)
@@ -139,6 +142,7 @@ class Outbound:
             self._dropped[verdict] += 1
             if verdict == NO_PEER:
                 first, last = (16, 20) if version == 4 else (24, 40)
+                self._unclaimed.hold(bytes(self.view[:length]), now)
                 self._unknown(bytes(self.view[SIZE + first : SIZE + last]))
             return
         stage = self._stages.get(verdict) or self._open(verdict, now)
@@ -176,6 +180,18 @@ class Outbound:
                 self._spare.append(stage)
         self._stages.clear()
         self._wants.clear()
+
+    def claim(self, now: float) -> None:
+        """Send what was counted as dropped because nobody known had its address, where somebody has now."""
+        for at, frame in self._unclaimed.take(now):
+            first, last = (12, 20) if frame[SIZE] >> 4 == 4 else (8, 40)
+            if self._policy.outbound(frame[SIZE + first : SIZE + last]) == NO_PEER:
+                self._unclaimed.hold(frame, at)
+                continue
+            self._dropped[NO_PEER] -= 1
+            self.view[: len(frame)] = frame
+            self.take(len(frame), now)
+        self.flush(now)
 
     def flush_queue(self, link: Link, now: float) -> None:
         """Send what waits in a link's queue, in order; what cannot leave yet goes on waiting."""

@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -115,10 +115,11 @@ class Fleet:
 
     # Programs
 
-    def begin(self) -> None:
-        """Start everything, and wait until all nodes are registered."""
-        self.mesh.start(self.configs)
-        self.mesh.wait("registered with the rendezvous", registered, REGISTERED_WITHIN)
+    def begin(self, later: Collection[str] = ()) -> None:
+        """Start everything, but those nodes that are started `later`, and wait until all are registered."""
+        self.mesh.start(self.configs, later)
+        ready = "registered with the rendezvous"
+        self.mesh.wait(ready, lambda each: each.name in later or registered(each), REGISTERED_WITHIN)
 
     def member(self, name: str) -> Member:
         """Return a node."""
@@ -310,8 +311,9 @@ def a_fleet(
     sign: Mapping[str, Sequence[str]] | None = None,
     configs: Mapping[str, str] | None = None,
     start: bool = True,
+    later: Collection[str] = (),
 ) -> Iterator[Fleet]:
-    """Build a network, make identities, start everything (unless told not to), attach a pod to each node."""
+    """Build a network, make identities, start all but what is started `later`, attach a pod to each node."""
     with ExitStack() as stack:
         network = stack.enter_context(Network(parse_topology(topology, "test.toml")))
         stack.callback(shutil.rmtree, ROOTS, ignore_errors=True)
@@ -325,7 +327,7 @@ def a_fleet(
             member.pod = network.attach_pod(member.name, member.name, [member.pod4, member.pod6]).name
         fleet.configs = configs or {}
         if start:
-            fleet.begin()
+            fleet.begin(later)
         try:
             yield fleet
         finally:

@@ -14,6 +14,7 @@ from crossedge.meshd.link import (
     SMALLEST_DATAGRAM,
     Link,
 )
+from crossedge.meshd.unclaimed import HOLD, MAX_BYTES, MAX_FRAMES
 from crossedge.wire.endpoint import RelayEndpoint, UdpEndpoint
 from tests.data_pair import (
     A4,
@@ -70,6 +71,39 @@ def test_an_address_that_nobody_known_has_is_asked_for() -> None:
         plain(udp(b"good")),
     )
     assert alice.unknown == ["10.160.9.9", "fd00:9::1"]
+
+
+def test_first_packets_for_somebody_not_yet_known_leave_in_order_once_he_is() -> None:
+    alice, bob = pair()
+    early = [udp(bytes([number]) * 99, destination="10.160.9.9") for number in range(3)]
+    other = udp(b"for nobody", source=A6, destination="fd00:9::1")
+    alice.read(*map(plain, early), plain(other), now=NOW)
+    assert alice.dropped == {"outbound-no-peer": 4}
+    alice.allowed.insert(ip_network("10.160.9.0/24"), alice.link)
+    bob.mine.insert(ip_network("10.160.9.0/24"), True)
+    alice.plane.claim(NOW + HOLD)
+    assert alice.dropped == {"outbound-no-peer": 1}
+    bob.take(*alice.datagrams(), source=alice.endpoint)
+    assert [packet[28:] for packet in bob.packets()] == [packet[28:] for packet in early]
+    alice.allowed.insert(ip_network("fd00:9::/64"), alice.link)
+    alice.plane.claim(NOW + HOLD + 0.1)  # too late for the other one
+    assert alice.datagrams() == []
+    assert alice.dropped == {"outbound-no-peer": 1}
+
+
+def test_what_waits_for_somebody_not_yet_known_is_bounded() -> None:
+    alice, _ = pair()
+    for number in range(3 * MAX_FRAMES):
+        alice.read(plain(udp(bytes([number]) * 100, destination="10.160.9.9")))
+    alice.allowed.insert(ip_network("10.160.9.0/24"), alice.link)
+    alice.plane.claim(NOW)
+    assert len(alice.datagrams()) <= MAX_FRAMES
+    assert alice.dropped == {"outbound-no-peer": 2 * MAX_FRAMES}
+    for _ in range(20):
+        alice.read(plain(udp(bytes(60_000), destination="10.160.10.9")))
+    alice.allowed.insert(ip_network("10.160.10.0/24"), alice.link)
+    alice.plane.claim(NOW)
+    assert alice.plane.dropped["outbound-no-peer"] == 2 * MAX_FRAMES + 20 - MAX_BYTES // 60_100
 
 
 @pytest.mark.parametrize(
