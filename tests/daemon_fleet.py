@@ -34,6 +34,7 @@ from crossedge.lab.topology import parse_topology
 from crossedge.meshd.desired import METRIC_PEER
 from crossedge.rendezvous.control import ask as ask_rendezvous
 from crossedge.rendezvous.main import cli as crossedge_rendezvous
+from tests.fair_clock import FairClock
 
 REGISTERED_WITHIN = 20.0
 COMMANDS: dict[str, click.Command] = {"crossedge": crossedge, "crossedge-rendezvous": crossedge_rendezvous}
@@ -44,12 +45,11 @@ LOOK = 0.02
 
 def until(what: str, condition: Callable[[], object], seconds: float) -> float:
     """Wait until a condition holds; return how many seconds that took; fail with `what` after `seconds`."""
-    start = time.monotonic()
+    clock = FairClock()
     while not condition():
-        taken = time.monotonic() - start
-        assert taken < seconds, f"not within {seconds} s: {what}"
+        assert not clock.over(seconds), f"not within {seconds} s ({clock.passed:.1f} s passed): {what}"
         time.sleep(LOOK)
-    return time.monotonic() - start
+    return clock.passed
 
 
 def run_here(*words: str) -> str:
