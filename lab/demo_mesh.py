@@ -220,9 +220,14 @@ class Mesh:
         """Raise `DemoError` with the last line of its log if one of the programs has ended."""
         for name, process in self.processes.items():
             if process.poll() is not None:
-                log = self.output / f"{name}.log"
-                last = ([line for line in log.read_text(errors="replace").splitlines() if line] or ["-"])[-1]
-                raise DemoError(f"the program on {name} ended with status {process.returncode}: {last}")
+                raise DemoError(
+                    f"the program on {name} ended with status {process.returncode}: {self._last_line(name)}"
+                )
+
+    def _last_line(self, name: str) -> str:
+        """Return what the program on a node logged last."""
+        log = self.output / f"{name}.log"
+        return ([line for line in log.read_text(errors="replace").splitlines() if line] or ["-"])[-1]
 
     def wait(self, what: str, condition: Callable[[Member], bool], timeout: float) -> None:
         """Wait until a condition holds for every node; `DemoError` names those for which it does not."""
@@ -233,7 +238,8 @@ class Mesh:
             waiting = [member for member in waiting if not condition(member)]
             if waiting and time.monotonic() > end:
                 names = ", ".join(member.name for member in waiting)
-                raise DemoError(f"{what} within {timeout:.0f} s: not true of {names}")
+                said = f"{waiting[0].name} said last: {self._last_line(waiting[0].name)}"
+                raise DemoError(f"{what} within {timeout:.0f} s: not true of {names}; {said}")
             if waiting:
                 time.sleep(0.1)
 
