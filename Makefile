@@ -33,7 +33,7 @@ test: $(STAMP) ## Run the tests (under 10 minutes)
 	@bash .ci/tools required $(DEMO_TOOLS)
 	@bash .ci/tools optional $(TEST_TOOLS)
 	@bash .ci/cnitool build/bin
-	@$(BIN)/pytest -m 'not slow' $(ARGS)
+	@if [ -n "$(ARGS)" ]; then $(BIN)/pytest -m 'not slow' $(ARGS); else bash .ci/suites build/test $(BIN)/pytest; fi
 
 .PHONY: interop
 interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)

@@ -36,7 +36,7 @@ from crossedge.rendezvous.control import ask as ask_rendezvous
 from crossedge.rendezvous.main import cli as crossedge_rendezvous
 from tests.fair_clock import FairClock
 
-REGISTERED_WITHIN = 20.0
+REGISTERED_WITHIN = 60.0
 COMMANDS: dict[str, click.Command] = {"crossedge": crossedge, "crossedge-rendezvous": crossedge_rendezvous}
 _one_at_a_time = threading.Lock()
 LOOK = 0.02
