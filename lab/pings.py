@@ -161,6 +161,8 @@ class PingRun:
     file: Path
     count: int
     interval: float
+    options: tuple[str, ...] = ()
+    """Further words for ping."""
 
     def start(self, network: Network) -> Running:
         """Start it; its output goes to the file."""
@@ -170,7 +172,7 @@ class PingRun:
         with self.file.open("wb") as output:
             process = network.popen(
                 self.pod,
-                [*words, self.address],
+                [*words, *self.options, self.address],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

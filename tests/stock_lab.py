@@ -29,7 +29,7 @@ from typing import Any
 from crossedge.lab.demo import bundle_of, pod_addresses
 from crossedge.lab.demo_mesh import Member, Mesh
 from crossedge.lab.network import Network
-from crossedge.lab.pings import PingResult, parse_ping
+from crossedge.lab.pings import PingResult, PingRun, Running
 from crossedge.lab.topology import parse_topology
 from tests.fair_clock import FairClock
 
@@ -124,6 +124,7 @@ class StockLab:
         self.overlay4, self.overlay6 = str(certificate.overlay4), str(certificate.overlay6)
         self.pod4, self.pod6 = pod_addresses(bundle_of(self.edge))
         self.pod = ""
+        self._pings = 0
 
     def run(self, where: str, *command: str, timeout: float = 30.0) -> str:
         """Run a program in a namespace; it must succeed."""
@@ -133,18 +134,13 @@ class StockLab:
 
     def ping(self, where: str, target: str, *options: str, count: int = 5) -> PingResult:
         """Ping; the result says what became of it."""
-        words = ["ping", "-n", "-c", str(count), "-i", "0.05", "-W", "1", *options, target]
-        return parse_ping(self.network.run(where, words, 20.0 + count).stdout)
+        return self.start_ping(where, target, count, 0.05, *options).wait(20.0 + count)
 
-    def start_ping(self, where: str, target: str, seconds: float, interval: float) -> subprocess.Popen[str]:
-        """Begin to ping for some time."""
-        count = str(int(seconds / interval))
-        return self.network.popen(
-            where,
-            ["ping", "-n", "-q", "-c", count, "-i", str(interval), "-W", "2", target],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def start_ping(self, where: str, target: str, count: int, interval: float, *options: str) -> Running:
+        """Begin to ping."""
+        self._pings += 1
+        file = self.directory / f"ping-{self._pings}.txt"
+        return PingRun(where, target, file, count, interval, options).start(self.network)
 
     def iperf(self, client: str, server: str, target: str, *options: str) -> dict[str, Any]:
         """Run iperf3 for a second and return what it says at the end."""
