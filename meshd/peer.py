@@ -67,6 +67,8 @@ class MeshPeer:
         """Seconds from the first packet of the cold pair to the first data sent direct; the newest one."""
         self.last_data: float | None = None
         self.last_heard: float | None = None
+        self.proved_at: float | None = None
+        """When the peer was last reached and we by it: a probe was answered, or a handshake was."""
         self._port = port
         self._told: tuple[Endpoint, ...] = ()
         self._silent_tried = NEVER
@@ -109,13 +111,16 @@ class MeshPeer:
 
     def want(self, now: float) -> None:
         """Open the session because a packet wants it, or note that there is traffic."""
+        if self.session is None or (self.wanted_at is None and not self.session.usable(now)):
+            self.wanted_at = now
+        self.check(now)
+
+    def check(self, now: float) -> None:
+        """Do all that traffic would have done to reach the peer; see `proved_at` for what comes of it."""
         self.last_data = now
         if self.session is None:
-            self.wanted_at = now
             self.open(now)
         elif not self.session.usable(now):
-            if self.wanted_at is None:
-                self.wanted_at = now
             self.session.initiate(now)
         self._port.touch(self)
 
@@ -360,6 +365,7 @@ class MeshPeer:
         if path is None:
             self._port.dropped["unasked-probe-reply"] += 1
             return
+        self.proved_at = now
         if path.state is State.PROVEN and isinstance(path.endpoint, UdpEndpoint):
             self.last_good = path.endpoint
             if self.punch.phase is not Phase.DONE:
@@ -476,7 +482,7 @@ class MeshPeer:
 
     def _on_up(self, event: SessionUp, now: float) -> None:
         self.up_at = now
-        self.last_heard = now
+        self.last_heard = self.proved_at = now
         self.talk.begin(event.keypair, now, state=True)
         for path in self.paths:
             recently = path.last_heard is not None and now - path.last_heard < HEARD_TIME
