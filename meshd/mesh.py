@@ -79,7 +79,7 @@ class Mesh:
         self.members: dict[bytes, MeshPeer] = {}
         self.static: dict[bytes, StaticPeer] = {}
         self.started = now
-        self.reach = Reach(settings.unreachable_after, now)
+        self.reach = Reach(settings.certificate.node_id, settings.unreachable_after, now)
         self._random = random
         self._now = now
         self._events: deque[MeshEvent] = deque()

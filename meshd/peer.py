@@ -113,10 +113,18 @@ class MeshPeer:
         """Open the session because a packet wants it, or note that there is traffic."""
         if self.session is None or (self.wanted_at is None and not self.session.usable(now)):
             self.wanted_at = now
-        self.check(now)
+        self._want(now)
 
     def check(self, now: float) -> None:
-        """Do all that traffic would have done to reach the peer; see `proved_at` for what comes of it."""
+        """Do all that can be done to reach the peer, as if there were traffic: see `proved_at`."""
+        if self.up(now) and not any(path.state is State.PROVEN for path in self.paths):
+            self._port.rebind(self, now)
+            for path in self.paths:
+                if path.relay or path.consented:
+                    path.prove(now)  # whatever punching waits for
+        self._want(now)
+
+    def _want(self, now: float) -> None:
         self.last_data = now
         if self.session is None:
             self.open(now)
@@ -453,7 +461,8 @@ class MeshPeer:
 
     def deadline(self, now: float) -> float | None:
         """Return when `handle_timeout` has something to do."""
-        times = [when for when in (self.paths.deadline(), self.punch.deadline()) if when is not None]
+        probes = self.paths.deadline() if self.up(now) else None  # without keys there are none
+        times = [when for when in (probes, self.punch.deadline()) if when is not None]
         session = self.session
         if session is not None:
             when = session.next_deadline()

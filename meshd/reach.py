@@ -2,9 +2,12 @@
 
 A node is cut off when it has peers and none of them was reached within `window` seconds. Proofs are what
 comes back: answers to probes, by relay or direct, and handshakes. A mesh with sessions proves itself, as the
-keepalives of idle paths are answered. Where half the window has passed without a proof, a few peers are
-checked at a time: the one that was reached last, always, and the others in turn. So silence alone makes no
-verdict; silence and a check that failed does, also after the host slept.
+keepalives of idle paths are answered. Where half the window has passed without a proof, the peer that was
+reached last is checked, and when that fails a few at a time: that one, always, and the others in turn. So
+silence alone makes no verdict; silence and a check that failed does, also after the host slept.
+
+The turn goes by the distance of node ids (exclusive or): every node begins with another peer, and who is next
+to me has me next to it, so that idle nodes pair up.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 CHECKS: Final = 4
-"""Peers that are checked at a time."""
+"""Most peers that are checked at a time."""
 CHECK_TIME: Final = 6.0
 """Seconds that a peer has to answer: a call, a handshake through the relay, and all of it tried again."""
 LOOK: Final = 0.5
@@ -34,10 +37,11 @@ class Reachable(Protocol):
 class Reach:
     """The verdict on one node, and the checks that it stands on."""
 
-    __slots__ = ("_checks", "_failed", "_since", "_tried", "cut_off", "deadline", "window")
+    __slots__ = ("_checks", "_failed", "_own", "_since", "_tried", "cut_off", "deadline", "window")
 
-    def __init__(self, window: float, now: float) -> None:
-        """`window`: seconds without a proof after which the node is cut off."""
+    def __init__(self, own: bytes, window: float, now: float) -> None:
+        """`own`: our node id. `window`: seconds without a proof after which the node is cut off."""
+        self._own = int.from_bytes(own, "big")
         self.window = window
         self.cut_off = False
         self.deadline = now + window / 2
@@ -86,9 +90,14 @@ class Reach:
             if node_id not in peers or now - started >= CHECK_TIME:
                 del self._checks[node_id]
                 self._failed = True
-        if len(self._checks) >= CHECKS:
+        most = CHECKS if self._failed else 1
+        if len(self._checks) >= most:
             return
-        ranked = sorted(peers, key=lambda node_id: _proved(peers[node_id]), reverse=True)
+
+        def rank(node_id: bytes) -> tuple[float, int]:
+            return -_proved(peers[node_id]), int.from_bytes(node_id, "big") ^ self._own
+
+        ranked = sorted(peers, key=rank)
         if self._tried.issuperset(ranked):
             self._tried.clear()
         for node_id in [ranked[0], *(each for each in ranked if each not in self._tried)]:
@@ -97,7 +106,7 @@ class Reach:
             self._checks[node_id] = now
             self._tried.add(node_id)
             peers[node_id].check(now)
-            if len(self._checks) >= CHECKS:
+            if len(self._checks) >= most:
                 return
 
 
