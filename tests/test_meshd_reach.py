@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_checks_are_bounded_and_come_to_everybody_while_the_last_that_was_reache
         assert sum(when <= other < when + CHECK_TIME for other in started) <= CHECKS
     assert all(peer.checked for peer in peers.values())
     times = peers[b"\7"].checked
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= CHECK_TIME + 1.0
+    assert max(b - a for a, b in pairwise(times)) <= CHECK_TIME + 1.0
 
 
 def test_a_stock_peer_that_is_heard_counts_and_one_that_is_silent_makes_nobody_cut_off() -> None:
@@ -141,7 +142,9 @@ def test_peers_that_all_die_make_a_node_cut_off_within_the_window_and_one_that_i
     print("cut off after", when - died)
     assert cut_off
     assert when - died <= WINDOW + 1.0
-    assert any("pods here are cut off" in each["what"] for each in alone.mesh.status(world.net.now)["problems"])
+    assert any(
+        "pods here are cut off" in each["what"] for each in alone.mesh.status(world.net.now)["problems"]
+    )
     world.run(600.0)
     back = world.net.now
     others[0].start()
