@@ -18,7 +18,8 @@ from typing import Final, Protocol
 CHECKS: Final = 4
 """Most peers that are checked at a time."""
 CHECK_TIME: Final = 6.0
-"""Seconds that a peer has to answer: a call, a handshake through the relay, and all of it tried again."""
+"""Seconds that a peer has to answer: a call, a handshake through the relay, and all of it tried again; less
+where the window is short, so that some peers are tried within it."""
 LOOK: Final = 0.5
 """Seconds between looks while proof is missing."""
 NEVER: Final = float("-inf")
@@ -37,12 +38,23 @@ class Reachable(Protocol):
 class Reach:
     """The verdict on one node, and the checks that it stands on."""
 
-    __slots__ = ("_checks", "_failed", "_own", "_since", "_tried", "cut_off", "deadline", "window")
+    __slots__ = (
+        "_checks",
+        "_failed",
+        "_own",
+        "_patience",
+        "_since",
+        "_tried",
+        "cut_off",
+        "deadline",
+        "window",
+    )
 
     def __init__(self, own: bytes, window: float, now: float) -> None:
         """`own`: our node id. `window`: seconds without a proof after which the node is cut off."""
         self._own = int.from_bytes(own, "big")
         self.window = window
+        self._patience = min(CHECK_TIME, window / 8)
         self.cut_off = False
         self.deadline = now + window / 2
         """When `look` has something to do."""
@@ -87,7 +99,7 @@ class Reach:
 
     def _check(self, peers: Mapping[bytes, Reachable], now: float) -> None:
         for node_id, started in list(self._checks.items()):
-            if node_id not in peers or now - started >= CHECK_TIME:
+            if node_id not in peers or now - started >= self._patience:
                 del self._checks[node_id]
                 self._failed = True
         most = CHECKS if self._failed else 1
