@@ -32,7 +32,7 @@ from crossedge.lab.launch import ROOTS
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PATIENCE, PingResult, PingRun, Running
 from crossedge.lab.topology import parse_topology
-from crossedge.meshd.desired import METRIC_PEER
+from crossedge.meshd.desired import METRIC_PEER, TABLE
 from crossedge.rendezvous.control import ask as ask_rendezvous
 from crossedge.rendezvous.main import cli as crossedge_rendezvous
 from tests.fair_clock import FairClock
@@ -260,7 +260,7 @@ class Fleet:
         """Return the destinations of all routes of ours, except those of whole supernets and to nowhere."""
         found = set()
         for version in ("-4", "-6"):
-            words = ["ip", "-j", version, "route", "show", "table", "all", "proto", "206"]
+            words = ["ip", "-j", version, "route", "show", "table", str(TABLE), "proto", "206"]
             for row in json.loads(self.run(place, words).stdout or "[]"):
                 if row.get("type", "unicast") == "unicast" and row.get("metric") == METRIC_PEER:
                     found.add(row["dst"])
