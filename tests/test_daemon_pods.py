@@ -26,6 +26,7 @@ from crossedge.lab.launch import ROOTS
 from crossedge.lab.runtime import Runtime
 from crossedge.lab.topology import Conditions
 from tests.daemon_fleet import Fleet, a_fleet, longest_gap, run_here, until
+from tests.fair_clock import FairClock
 
 pytestmark = pytest.mark.namespaces
 
@@ -33,7 +34,7 @@ INTERVAL = 0.02
 WINDOW = 6.0
 """Seconds without any peer after which the attic says that it is cut off; 60 by default."""
 BACK_WITHIN = 5.0
-DARK_AT_MOST = 5.0
+DARK_AT_MOST = 3.0
 """Seconds between the answers of a pod while the daemon of its node is replaced."""
 TOPOLOGY = """
 name = "pods"
@@ -150,7 +151,7 @@ def test_an_open_stream_and_pings_of_a_pod_outlive_the_daemon_and_pods_come_and_
     fleet.network.attach_pod("attic", "before")
     stream = Stream(fleet, "barn", "attic")
     pings = fleet.pinging("barn", "attic", count=2000, interval=INTERVAL)
-    begun = time.monotonic()
+    clock, begun = FairClock(), time.monotonic()
     assert fleet.mesh.end("attic", signal.SIGTERM) == 0
     stopped = time.monotonic()
     assert code(fleet) == 50
@@ -166,8 +167,9 @@ def test_an_open_stream_and_pings_of_a_pod_outlive_the_daemon_and_pods_come_and_
         f"stop {stopped - begun:.2f} s, down for {down:.2f} s more; "
         f"pings dark {longest_gap(seen) * INTERVAL:.2f} s, stream silent {silent:.2f} s"
     )
-    assert longest_gap(seen) * INTERVAL < down + DARK_AT_MOST
-    assert silent < 2 * (down + DARK_AT_MOST) + 1.0  # TCP waits twice as long each time
+    allowed = down + DARK_AT_MOST + clock.waited
+    assert longest_gap(seen) * INTERVAL < allowed
+    assert silent < 2 * allowed + 1.0  # TCP waits twice as long each time
     assert addresses(fleet) == held
     assert links(fleet) == 2
     # What was attached meanwhile is served, kept and detached by the daemon.
@@ -185,7 +187,7 @@ def test_an_open_stream_and_pings_of_a_pod_outlive_the_daemon_and_pods_come_and_
 
 def test_status_is_51_when_no_peer_is_reached_and_success_as_soon_as_one_is(fleet: Fleet) -> None:
     fleet.go_direct("attic", "barn")
-    assert code(fleet) == 0
+    until("STATUS is success", lambda: code(fleet) == 0, BACK_WITHIN)
     conditions = fleet.network.wires["east-west"]
     assert isinstance(conditions, Conditions)
     fleet.network.set_wire("east-west", conditions, cut=True)
@@ -201,17 +203,6 @@ def test_status_is_51_when_no_peer_is_reached_and_success_as_soon_as_one_is(flee
     fleet.network.detach_pod("attic", "other")
     fleet.network.set_wire("east-west", conditions)
     print("back after", until("STATUS is success", lambda: code(fleet) == 0, BACK_WITHIN))
-
-
-def test_idle_nodes_that_could_be_reached_are_not_cut_off_and_one_that_dies_alone_harms_nobody(
-    fleet: Fleet,
-) -> None:
-    fleet.kill("barn")
-    end = time.monotonic() + WINDOW + 3.0
-    while time.monotonic() < end:
-        assert code(fleet) == 0
-        time.sleep(0.2)
-    fleet.start("barn")
 
 
 def test_runtimes_find_the_network_when_the_daemon_is_ready_and_not_before_and_after_it_stops(
