@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 from crossedge.cni import shim
 from crossedge.cni.node import Paths
+from crossedge.cni.spec import IMPAIRED
 from crossedge.host.files import write_atomic
 
 NETWORK: Final = "crossedge"
 SYSTEM_PYTHON: Final = Path("/usr/bin/python3")
 VERSIONS: Final = ("0.4.0", "1.0.0", "1.1.0")
+STATUS_TIMEOUT: Final = 20.0
+"""Seconds for meshd to say whether it is ready."""
 
 
 def binary_text(paths: Paths) -> bytes:
@@ -47,29 +51,63 @@ def conflist() -> dict[str, Any]:
     }
 
 
-def install(paths: Paths, *, portmap: bool = True) -> list[Path]:
+def install(paths: Paths, *, portmap: bool = True, ready: bool = True) -> list[Path]:
     """Install binary and conflist, each by one rename; return what was written. Raises `OSError`.
 
-    The binary comes first: a conflist makes runtimes believe that the network is ready.
+    The binary comes first: a conflist makes runtimes believe that the network is ready. So where the node is
+    not `ready`, and has no conflist yet, it is prepared only, and `publish` brings it to its place.
     """
     listed = conflist()
     if not portmap:
         listed["plugins"] = listed["plugins"][:1]
-    written = []
-    for path, data, mode in (
-        (paths.binary, binary_text(paths), 0o755),
-        (paths.conflist, (json.dumps(listed, indent=2) + "\n").encode(), 0o644),
-    ):
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(path, data, mode)
-        written.append(path)
+    text = (json.dumps(listed, indent=2) + "\n").encode()
+    written = [_put(paths.binary, binary_text(paths), 0o755), _put(paths.prepared, text, 0o644)]
+    if ready or paths.conflist.exists():
+        publish(paths)
+    written[1] = paths.prepared if paths.prepared.exists() else paths.conflist
     return written
+
+
+def _put(path: Path, data: bytes, mode: int) -> Path:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_atomic(path, data, mode)
+    return path
+
+
+def publish(paths: Paths) -> bool:
+    """Bring a prepared conflist to its place; tell whether there was one. Raises `OSError`."""
+    try:
+        text = paths.prepared.read_bytes()
+    except FileNotFoundError:
+        return False
+    _put(paths.conflist, text, 0o644)
+    paths.prepared.unlink(missing_ok=True)
+    return True
+
+
+def is_ready(paths: Paths) -> bool:
+    """Tell whether meshd says that this node serves pods: the installed binary asks for its STATUS."""
+    if not paths.socket.exists():
+        return False
+    config = json.dumps({"cniVersion": VERSIONS[-1], "name": NETWORK, "type": "crossedge"}).encode()
+    try:
+        done = subprocess.run(
+            [paths.binary],
+            input=config,
+            env={"CNI_COMMAND": "STATUS"},
+            capture_output=True,
+            timeout=STATUS_TIMEOUT,
+            check=False,
+        )
+        return done.returncode == 0 or json.loads(done.stdout)["code"] == IMPAIRED
+    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, KeyError):
+        return False
 
 
 def uninstall(paths: Paths) -> list[Path]:
     """Remove conflist and binary, in this order; return what was there. Raises `OSError`."""
     removed = []
-    for path in (paths.conflist, paths.binary):
+    for path in (paths.prepared, paths.conflist, paths.binary):
         if path.exists():
             path.unlink()
             removed.append(path)

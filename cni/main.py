@@ -43,10 +43,15 @@ def cni(ctx: click.Context, root: Path) -> None:
 @cni.command()
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Bundle with the prefixes.")
 @click.option("--no-portmap", is_flag=True, help="Leave portmap out of the chain.")
+@click.option("--now", is_flag=True, help="Write the configuration though meshd is not ready.")
 @as_json
 @click.pass_obj
-def install(paths: Paths, bundle: Path | None, no_portmap: bool, as_json: bool) -> None:
-    """Put the plugin and its configuration where container runtimes look for them."""
+def install(paths: Paths, bundle: Path | None, no_portmap: bool, now: bool, as_json: bool) -> None:
+    """Put the plugin and its configuration where container runtimes look for them.
+
+    Runtimes take a node that has the configuration for ready. Where meshd is not, the configuration is
+    prepared, and meshd brings it to its place as soon as it can serve pods.
+    """
     file = bundle or paths.root / BUNDLE
     try:
         found = Bundle.from_text(file.read_bytes())
@@ -59,7 +64,9 @@ def install(paths: Paths, bundle: Path | None, no_portmap: bool, as_json: bool) 
     if not prefixes:
         raise click.ClickException(f"{file}: the certificate of {found.certificate.name} has no pod prefix")
     write_node(paths, Node(prefixes))
-    written = installation.install(paths, portmap=not no_portmap)
+    written = installation.install(paths, portmap=not no_portmap, ready=now)
+    if paths.prepared in written and installation.is_ready(paths) and installation.publish(paths):
+        written[-1] = paths.conflist
     plugins = Path("/usr/lib/cni/portmap"), paths.binary.with_name("portmap")
     missing = not no_portmap and not any(path.exists() for path in plugins)
     if as_json:
@@ -69,6 +76,8 @@ def install(paths: Paths, bundle: Path | None, no_portmap: bool, as_json: bool) 
         return
     for path in written:
         click.echo(f"wrote {path}")
+    if paths.prepared in written:
+        click.echo(f"meshd is not ready; when it is, it writes {paths.conflist}")
     if missing:
         click.echo("portmap is not installed (Debian: apt-get install containernetworking-plugins)", err=True)
 
@@ -131,7 +140,11 @@ def check(ctx: click.Context, as_json: bool) -> None:
 
 def _installation_problems(paths: Paths) -> Iterable[str]:
     for path in (paths.binary, paths.conflist):
-        if not path.exists():
+        if path.exists():
+            continue
+        if path == paths.conflist and paths.prepared.exists():
+            yield f"{path} waits for meshd to be ready"
+        else:
             yield f"{path} is missing: crossedge-cni install writes it"
     if paths.binary.exists() and paths.binary.read_bytes() != installation.binary_text(paths):
         yield f"{paths.binary} is of another version: crossedge-cni install renews it"

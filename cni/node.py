@@ -48,6 +48,11 @@ class Paths:
         """The installed network configuration."""
         return self.root / "etc/cni/net.d/10-crossedge.conflist"
 
+    @property
+    def prepared(self) -> Path:
+        """The network configuration while it waits for the node to be ready."""
+        return self.state / "prepared.conflist"
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -20,6 +20,8 @@ from typing import Any
 
 import click
 
+from crossedge.cni import device
+from crossedge.host.links import list_links
 from crossedge.host.nft import NftError
 from crossedge.lab import capture, evidence, flows, launch, pings
 from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, each, rounds
@@ -160,6 +162,7 @@ class Demo:
         counts = tap.ask({"stop": True})["counts"]
         self.say(f"WAN capture: {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB; searching it")
         self._search(mesh, wire, counts)
+        self._detach_pods(network, mesh)
         mesh.stop()
         stubborn = f": not {', '.join(mesh.stubborn)}" if mesh.stubborn else ""
         self.check(not mesh.stubborn, f"every program ends when it is asked to{stubborn}")
@@ -175,8 +178,17 @@ class Demo:
 
     def _attach_pods(self, network: Network, mesh: Mesh) -> None:
         for member in mesh.members.values():
-            member.pod4, member.pod6 = pod_addresses(bundle_of(member))
-            member.pod = network.attach_pod(member.name, member.name, [member.pod4, member.pod6]).name
+            pod = network.attach_pod(member.name, member.name)
+            member.pod, member.pod4, member.pod6 = pod.name, pod.address(4), pod.address(6)
+
+    def _detach_pods(self, network: Network, mesh: Mesh) -> None:
+        left = []
+        for member in mesh.members.values():
+            network.detach_pod(member.name, member.name)
+            left += [f"{link} on {member.name}" for link in pod_links(network, member.name)]
+        self.check(
+            not left, f"the CNI plugin attached and detached all pods ({', '.join(left) or 'no trace'})"
+        )
 
     def _ping_cold(self, network: Network, mesh: Mesh) -> None:
         """Wake every pair by 100 pings, in rounds in which each node has one partner."""
@@ -377,10 +389,15 @@ def bundle_of(member: Member) -> Bundle:
     return Bundle.from_text((member.root / "bundle").read_bytes())
 
 
-def pod_addresses(bundle: Bundle) -> tuple[str, str]:
-    """Return the second address of a node's IPv4 and IPv6 pod prefixes."""
-    prefixes = {prefix.version: prefix for prefix in bundle.certificate.prefixes}
-    return str(prefixes[4][2]), str(prefixes[6][2])
+def pod_links(network: Network, node: str) -> list[str]:
+    """Return the links of pods that a node has, or still has after a second: they are deleted together."""
+    end = time.monotonic() + 1.0
+    while True:
+        links = list_links(network.nodes[node].site.netlink)
+        left = [link.name for link in links if link.group in (device.GROUP, device.LEAVING)]
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.02)
 
 
 def needles(mesh: Mesh) -> dict[str, list[bytes]]:

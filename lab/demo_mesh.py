@@ -28,6 +28,7 @@ AUTHORITY = "authority"
 CONFIG = "etc/crossedge/meshd.toml"
 MODULES = {
     "crossedge": "crossedge.cli.main",
+    "crossedge-cni": "crossedge.cni.main",
     "meshd": "crossedge.meshd.main",
     "crossedge-rendezvous": "crossedge.rendezvous.main",
 }
@@ -119,10 +120,12 @@ class Mesh:
         stack.callback(self.stop)
         self._authority = ROOTS / AUTHORITY
 
-    def make_identities(self, sign: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Make the network's authority, the rendezvous' keys, and signed bundles for all nodes.
+    def make_identities(
+        self, sign: Mapping[str, Sequence[str]] | None = None, install: Sequence[str] = ()
+    ) -> None:
+        """Make the network's authority, the rendezvous' keys, and for all nodes bundles and the CNI plugin.
 
-        `sign` has further words for `crossedge ca sign`, by node.
+        `sign` has further words for `crossedge ca sign`, by node, `install` for `crossedge-cni install`.
         """
         made = self._call("crossedge", "--root", str(self._authority), "ca", "init")
         key = re.search(r"^ca key\s+(\S+)", made, re.MULTILINE)
@@ -149,6 +152,7 @@ class Mesh:
             more = (sign or {}).get(member.name, ())
             self._call(*authority, "ca", "sign", str(request), *rendezvous, *more, "-o", str(bundle))
             self._call("crossedge", "--root", root, "node", "join", str(bundle))
+            self._call("crossedge-cni", "--root", root, "install", "--no-portmap", *install)
 
         each(enrol, self.members.values())
 

@@ -16,7 +16,7 @@ import subprocess
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from types import TracebackType
 from typing import Any
@@ -24,8 +24,10 @@ from typing import Any
 from crossedge.host import nft
 from crossedge.host.netlink import Batch
 from crossedge.host.rules import Rule, add_rule
+from crossedge.lab.launch import ROOTS
 from crossedge.lab.natbox import TUN_NAME
 from crossedge.lab.routerrules import firewall6, kernel_nat, mark_lan
+from crossedge.lab.runtime import Pod, Runtime
 from crossedge.lab.sites import FORWARDING, Port, Site, join, macs, make_site
 from crossedge.lab.topology import AUTO_LAN, KERNEL_NATS, Conditions, Node, Router, Topology
 from crossedge.lab.workers import Worker
@@ -44,7 +46,7 @@ class PlacedNode:
     address6: str | None
     region: str
     nat: str
-    pods: dict[str, Site] = field(default_factory=dict)
+    runtime: Runtime
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ class Network:
         """Return every namespace that a command can run in."""
         sites = {name: placed.site for name, placed in self.nodes.items()}
         for placed in self.nodes.values():
-            sites |= placed.pods
+            sites |= {name: pod.site for name, pod in placed.runtime.pods.items()}
         sites |= {name: router.site for name, router in self.routers.items()}
         return sites | {region.site.name: region.site for region in self._regions.values()}
 
@@ -135,12 +137,13 @@ class Network:
         with self.site(name).namespace:
             return subprocess.run(list(command), capture_output=True, text=True, timeout=timeout, check=False)
 
-    def attach_pod(self, node: str, name: str, addresses: Sequence[str]) -> Site:
-        """Give a node a pod: a namespace joined by a routed veth pair, with these addresses (no prefix)."""
-        placed = self.nodes[node]
-        site = attach_pod(self._stack, placed.site, f"pod-{name}", len(placed.pods), addresses, self._macs)
-        placed.pods[site.name] = site
-        return site
+    def attach_pod(self, node: str, name: str) -> Pod:
+        """Give a node a pod, by the CNI plugin that is installed below the node's root."""
+        return self.nodes[node].runtime.add(f"pod-{name}")
+
+    def detach_pod(self, node: str, name: str) -> None:
+        """Take a pod from a node, by the same plugin."""
+        self.nodes[node].runtime.delete(f"pod-{name}")
 
     def set_wire(self, name: str, conditions: Conditions, *, cut: bool = False, way: str = "both") -> None:
         """Change a wire that has a delay line, now; `cut` loses everything."""
@@ -173,7 +176,7 @@ class Network:
                     "nat": placed.nat,
                     "ipv4": placed.address4,
                     "ipv6": placed.address6,
-                    "pods": list(placed.pods),
+                    "pods": list(placed.runtime.pods),
                 }
                 for name, placed in self.nodes.items()
             ],
@@ -359,8 +362,10 @@ class Network:
                 site.link_local(port)
                 site.address(port, f"{six}/64", connected=True)
                 site.route("::/0", port.index, str(router.lan6[1]))
+        runtime = Runtime(site, ROOTS / node.name, self._macs)
+        self._stack.callback(runtime.close)
         self.nodes[node.name] = PlacedNode(
-            node, site, address, six, self.topology.region_of(node), self.topology.nat_of(node)
+            node, site, address, six, self.topology.region_of(node), self.topology.nat_of(node), runtime
         )
 
     def _start_workers(self) -> None:
@@ -402,23 +407,3 @@ class Network:
         worker = Worker(module, first, descriptors)
         self._stack.callback(worker.stop)
         return worker
-
-
-def attach_pod(
-    stack: ExitStack, node: Site, name: str, number: int, addresses: Sequence[str], numbers: Any
-) -> Site:
-    """Make a pod namespace joined to a node by a routed veth pair: /32 and /128, a link-local gateway."""
-    pod = make_site(stack, name, numbers)
-    inside, outside = pod.port("eth0"), node.port(f"pod{number}")
-    join(inside, outside, mtu=1380)
-    for address in addresses:
-        six = ":" in address
-        gateway = GATEWAY6 if six else GATEWAY4
-        if six:
-            node.address(outside, f"{GATEWAY6}/64", local=True)
-        pod.address(inside, f"{address}/{128 if six else 32}")
-        pod.neighbour(inside, gateway, outside.mac)
-        pod.route("::/0" if six else "0.0.0.0/0", inside.index, gateway)
-        node.neighbour(outside, address, inside.mac)
-        node.route(f"{address}/{128 if six else 32}", outside.index)
-    return pod

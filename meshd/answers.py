@@ -27,13 +27,19 @@ class Answers:
     """Reads the core; the only thing that it changes is that it asks for pings and network checks."""
 
     def __init__(
-        self, engine: Engine, host: HostState, check_nat: Callable[[], None], identity: Identity
+        self,
+        engine: Engine,
+        host: HostState,
+        check_nat: Callable[[], None],
+        identity: Identity,
+        pods: Callable[[], dict[str, Any]],
     ) -> None:
-        """`check_nat` begins a network check unless one is running."""
+        """`check_nat` begins a network check unless one is running; `pods` says how the plugin is served."""
         self._engine = engine
         self._host = host
         self._check_nat = check_nat
         self._identity = identity
+        self._pods = pods
         self._ping_number = 0
         self._pings: dict[int, asyncio.Future[PingResult]] = {}
 
@@ -51,14 +57,15 @@ class Answers:
         """One answer: the node, its rendezvous, offloads, host state, counters, and what is wrong."""
         await self._host.refresh()
         engine, now = self._engine, boottime()
-        host = self._host.report()
+        host, pods = self._host.report(), self._pods()
         report = engine.mesh.status(now)
-        problems = [*report.pop("problems", ()), *host.pop("problems", ())]
+        problems = [each for part in (report, host, pods) for each in part.pop("problems", ())]
         yield {
             "version": version("crossedge"),
             **report,
             "offloads": {"udp": engine.udp.offloads(), "tun": host["tun"]["offloads"]},
             "host": host,
+            "pods": pods,
             "traffic": engine.plane.counters(),
             "dropped": dict(sorted(engine.all_dropped().items())),
             "problems": problems,

@@ -118,6 +118,13 @@ class StaticPeer(Settings):
     """Persistent keepalive in seconds; 0 is off."""
 
 
+class Pods(Settings):
+    """What container runtimes are told of this node."""
+
+    unreachable_after: float = Field(default=60.0, ge=5.0, le=3600.0)
+    """Seconds without reaching any peer after which the CNI plugin's STATUS says so (code 51)."""
+
+
 def _distinct(peers: tuple[StaticPeer, ...]) -> tuple[StaticPeer, ...]:
     if len({peer.name for peer in peers}) < len(peers):
         raise ValueError("another name for each static peer")
@@ -139,6 +146,7 @@ class MeshdConfig(Settings):
     """Directory of the control socket."""
     listen: Listen = Listen()
     tun: Tun = Tun()
+    pods: Pods = Pods()
     stun: tuple[HostPort, ...] = ()
     """Further STUN servers, as independent observers of our address."""
     advertise: tuple[HostPort, ...] = ()

@@ -27,6 +27,7 @@ from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.answers import Answers
+from crossedge.meshd.cniserver import PodServer
 from crossedge.meshd.config import MeshdConfig
 from crossedge.meshd.control import ControlServer
 from crossedge.meshd.desired import MARK
@@ -38,6 +39,7 @@ from crossedge.meshd.events import (
     Notice,
     PathChanged,
     PingResult,
+    ReachChanged,
     RoutesChanged,
     SessionChanged,
     StateToPersist,
@@ -71,6 +73,7 @@ NETWORK_AGAIN: Final = 1.0  # seconds between looks while the kernel refuses to 
 NETCHECK_DELAY: Final = 1.0  # seconds between a change of the network and the check of its NAT
 NETCHECK_AGAIN: Final = 30.0  # seconds between checks that nobody answers
 STATIC_RESOLVE: Final = 3.0  # seconds that the start waits for names of stock peers
+REACHED: Final = ("no peer is reached: pods here are cut off", "a peer is reached again")
 UNDERLAY_MTU: Final = 1500  # bytes, where there is no default route to ask
 
 log = logging.getLogger("meshd")
@@ -88,6 +91,9 @@ class Daemon:
         self._preshared = preshared
         self._root = root
         self._run = under(root, config.run)
+        self._pods = PodServer(
+            root, identity.bundle.certificate.prefixes, config.tun.mtu, config.pods.unreachable_after
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._network_timer: asyncio.TimerHandle | None = None
         self._persist_timer: asyncio.TimerHandle | None = None
@@ -112,6 +118,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack, loop)
             self._up = True
+            self._pods.ready()
             gc.freeze()  # what stands now stays: no collection need walk it
             descriptors.ready(f"{self._identity.name}: {len(self._mesh.members)} peers known")
             log.info(
@@ -206,7 +213,7 @@ class Daemon:
                 self._spawn(keep_resolved(*split(peer.endpoint), self._families, tell))
         self._spawn(self._keep_clock())
         self._spawn(self._keep_persisting())
-        self._answers = Answers(self._engine, self._host, self.check_nat, self._identity)
+        self._answers = Answers(self._engine, self._host, self.check_nat, self._identity, self._pods.report)
         control = ControlServer(self._answers.handlers())
         path = self._run / SOCKET_NAME
         try:
@@ -216,6 +223,8 @@ class Daemon:
                 path, "run", f"to be able to listen there; {error.strerror or error}"
             ) from error
         stack.push_async_callback(control.stop)
+        stack.callback(self._pods.stop)
+        self._pods.start(loop)
 
     async def _settings(self, tun: Tun) -> MeshSettings:
         config, bundle = self._config, self._identity.bundle
@@ -245,6 +254,7 @@ class Daemon:
             aeads=Aeads(0) if "superframes" in config.disable_offloads else aeads,
             gso=Offloads.named(tun.offloads).gso,
             underlay_mtu=self._underlay_mtu(),
+            unreachable_after=config.pods.unreachable_after,
         )
 
     async def _resolved(self, key: str, texts: tuple[str, ...]) -> tuple[UdpEndpoint, ...]:
@@ -375,6 +385,9 @@ class Daemon:
                 self._keeper.blocklist(blocklist.encode())
             case PingResult():
                 self._answers.ping_result(event)
+            case ReachChanged(cut_off=cut_off):
+                log.log(logging.ERROR if cut_off else logging.INFO, "%s", REACHED[not cut_off])
+                self._pods.reached(cut_off)
             case PathChanged(peer=peer, old=old, new=new, reason=reason):
                 log.info("%s: %s -> %s (%s)", peer, _shown(old), _shown(new), reason)
             case Direct(peer=peer, seconds=seconds):

@@ -76,6 +76,13 @@ class PingResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ReachChanged:
+    """This node has peers and reaches none (`cut_off`), or that is over."""
+
+    cut_off: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something that an operator should read, once: `level` is "info", "warning" or "error"."""
 
@@ -92,5 +99,6 @@ MeshEvent: TypeAlias = (
     | StateToPersist
     | BlocklistToPersist
     | PingResult
+    | ReachChanged
     | Notice
 )

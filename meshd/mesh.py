@@ -20,13 +20,14 @@ from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.deadlines import Deadlines
 from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
-from crossedge.meshd.events import MeshEvent, RoutesChanged, StateToPersist
+from crossedge.meshd.events import MeshEvent, ReachChanged, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh_control import ControlPlane
 from crossedge.meshd.noise import PrivateKey
 from crossedge.meshd.peer import MeshPeer
 from crossedge.meshd.peerservices import PeerServices
+from crossedge.meshd.reach import Reach
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.sequence import tai64n
 from crossedge.meshd.session import Session
@@ -78,6 +79,7 @@ class Mesh:
         self.members: dict[bytes, MeshPeer] = {}
         self.static: dict[bytes, StaticPeer] = {}
         self.started = now
+        self.reach = Reach(settings.certificate.node_id, settings.unreachable_after, now)
         self._random = random
         self._now = now
         self._events: deque[MeshEvent] = deque()
@@ -313,7 +315,7 @@ class Mesh:
         self._pump()
         if self._control_deadline is None:
             self._control_deadline = self._control.next_deadline()
-        others = (self._deadlines.next(), self.services.next_deadline())
+        others = (self._deadlines.next(), self.services.next_deadline(), self.reach.deadline)
         return min([self._control_deadline, *(when for when in others if when is not None)])
 
     def handle_timeout(self, now: float) -> None:
@@ -325,6 +327,10 @@ class Mesh:
             peer.handle_timeout(now)
             self._touched.pop(peer, None)
             self._deadlines.set(peer, peer.deadline(now))
+        if now >= self.reach.deadline:
+            stock = [each.last_heard for each in self.static.values() if each.last_heard is not None]
+            if self.reach.look(self.members, max(stock, default=None), now):
+                self.emit(ReachChanged(self.reach.cut_off))
         self._pump()
 
     def poll_transmit(self) -> Transmit | None:
@@ -403,6 +409,7 @@ class Mesh:
         self._owners[peer.link] = peer
         for network in member.certificate.allowed_ips:
             self.allowed.insert(network, peer.link)
+        self.reach.appeared(now)
         self.emit(RoutesChanged())
         self.emit(StateToPersist())
 

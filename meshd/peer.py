@@ -67,6 +67,8 @@ class MeshPeer:
         """Seconds from the first packet of the cold pair to the first data sent direct; the newest one."""
         self.last_data: float | None = None
         self.last_heard: float | None = None
+        self.proved_at: float | None = None
+        """When the peer was last reached and we by it: a probe was answered, or a handshake was."""
         self._port = port
         self._told: tuple[Endpoint, ...] = ()
         self._silent_tried = NEVER
@@ -109,13 +111,24 @@ class MeshPeer:
 
     def want(self, now: float) -> None:
         """Open the session because a packet wants it, or note that there is traffic."""
+        if self.session is None or (self.wanted_at is None and not self.session.usable(now)):
+            self.wanted_at = now
+        self._want(now)
+
+    def check(self, now: float) -> None:
+        """Do all that can be done to reach the peer, as if there were traffic: see `proved_at`."""
+        if self.up(now) and not any(path.state is State.PROVEN for path in self.paths):
+            self._port.rebind(self, now)
+            for path in self.paths:
+                if path.relay or path.consented:
+                    path.prove(now)  # whatever punching waits for
+        self._want(now)
+
+    def _want(self, now: float) -> None:
         self.last_data = now
         if self.session is None:
-            self.wanted_at = now
             self.open(now)
         elif not self.session.usable(now):
-            if self.wanted_at is None:
-                self.wanted_at = now
             self.session.initiate(now)
         self._port.touch(self)
 
@@ -360,6 +373,7 @@ class MeshPeer:
         if path is None:
             self._port.dropped["unasked-probe-reply"] += 1
             return
+        self.proved_at = now
         if path.state is State.PROVEN and isinstance(path.endpoint, UdpEndpoint):
             self.last_good = path.endpoint
             if self.punch.phase is not Phase.DONE:
@@ -447,7 +461,8 @@ class MeshPeer:
 
     def deadline(self, now: float) -> float | None:
         """Return when `handle_timeout` has something to do."""
-        times = [when for when in (self.paths.deadline(), self.punch.deadline()) if when is not None]
+        probes = self.paths.deadline() if self.up(now) else None  # without keys there are none
+        times = [when for when in (probes, self.punch.deadline()) if when is not None]
         session = self.session
         if session is not None:
             when = session.next_deadline()
@@ -476,7 +491,7 @@ class MeshPeer:
 
     def _on_up(self, event: SessionUp, now: float) -> None:
         self.up_at = now
-        self.last_heard = now
+        self.last_heard = self.proved_at = now
         self.talk.begin(event.keypair, now, state=True)
         for path in self.paths:
             recently = path.last_heard is not None and now - path.last_heard < HEARD_TIME

@@ -45,5 +45,7 @@ class MeshSettings:
     """virtio GSO types that can be written to the TUN."""
     largest_chunk: int = LARGEST_DATAGRAM
     """The longest superframe datagram that is taken, in bytes."""
+    unreachable_after: float = 60.0
+    """Seconds without reaching any peer after which the node counts as cut off."""
     underlay_mtu: int = 1500
     """MTU in bytes of the way to the internet, for stock peers."""

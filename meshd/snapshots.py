@@ -129,6 +129,11 @@ def _problems(mesh: Mesh, rows: list[dict[str, Any]], unix: float) -> list[dict[
                 f"the rendezvous {client.endpoint} does not answer",
                 f"see that UDP {client.endpoint.port} passes",
             )
+    if mesh.reach.cut_off:
+        say(
+            f"no peer was reached for {mesh.reach.window:.0f} s: pods here are cut off",
+            "see the rendezvous above, and crossedge peers",
+        )
     if not certificate.valid_at(unix, control.clock.synchronised):
         say("this node's certificate has ended", "crossedge ca sign its request again, and node join")
     if control.directory.blocklist.revokes(certificate):

@@ -129,7 +129,9 @@ class Talk:
                 reply = ProbeReply(message.id, message.sent, stamp, now, message.size, size)
                 self.seal(reply.encode(), source, now, exact=True)
             case ProbeReply():
-                if not self.pings.replied(message.id, stamp):
+                if self.pings.replied(message.id, stamp):
+                    self._peer.proved_at = now
+                else:
                     self._peer.replied(message, source, now, stamp)
             case Hello():
                 self._hear_hello(message, now)

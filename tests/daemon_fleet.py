@@ -25,19 +25,24 @@ import click
 from click.testing import CliRunner
 
 from crossedge.cli.main import crossedge
-from crossedge.lab.demo import bundle_of, pod_addresses, registered
-from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, program
+from crossedge.cni.main import cni as crossedge_cni
+from crossedge.lab.demo import bundle_of, registered
+from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, each, program
 from crossedge.lab.launch import ROOTS
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PATIENCE, PingResult, PingRun, Running
 from crossedge.lab.topology import parse_topology
-from crossedge.meshd.desired import METRIC_PEER
+from crossedge.meshd.desired import METRIC_PEER, TABLE
 from crossedge.rendezvous.control import ask as ask_rendezvous
 from crossedge.rendezvous.main import cli as crossedge_rendezvous
 from tests.fair_clock import FairClock
 
 REGISTERED_WITHIN = 60.0
-COMMANDS: dict[str, click.Command] = {"crossedge": crossedge, "crossedge-rendezvous": crossedge_rendezvous}
+COMMANDS: dict[str, click.Command] = {
+    "crossedge": crossedge,
+    "crossedge-cni": crossedge_cni,
+    "crossedge-rendezvous": crossedge_rendezvous,
+}
 _one_at_a_time = threading.Lock()
 LOOK = 0.02
 """Seconds between looks at a condition."""
@@ -114,6 +119,11 @@ class Fleet:
         self._runs = 0
 
     # Programs
+
+    def attach(self, member: Member) -> None:
+        """Give a node its pod; before its daemon runs, the plugin does that alone."""
+        pod = self.network.attach_pod(member.name, member.name)
+        member.pod, member.pod4, member.pod6 = pod.name, pod.address(4), pod.address(6)
 
     def begin(self, later: Collection[str] = ()) -> None:
         """Start everything, but those nodes that are started `later`, and wait until all are registered."""
@@ -250,7 +260,7 @@ class Fleet:
         """Return the destinations of all routes of ours, except those of whole supernets and to nowhere."""
         found = set()
         for version in ("-4", "-6"):
-            words = ["ip", "-j", version, "route", "show", "table", "all", "proto", "206"]
+            words = ["ip", "-j", version, "route", "show", "table", str(TABLE), "proto", "206"]
             for row in json.loads(self.run(place, words).stdout or "[]"):
                 if row.get("type", "unicast") == "unicast" and row.get("metric") == METRIC_PEER:
                     found.add(row["dst"])
@@ -320,11 +330,9 @@ def a_fleet(
         for name in (*network.nodes, AUTHORITY):
             (ROOTS / name).mkdir(parents=True)
         mesh = Mesh(network, stack, output, run_here)
-        mesh.make_identities(sign)
+        mesh.make_identities(sign, ["--now"])
         fleet = Fleet(network, mesh, output)
-        for member in mesh.members.values():
-            member.pod4, member.pod6 = pod_addresses(bundle_of(member))
-            member.pod = network.attach_pod(member.name, member.name, [member.pod4, member.pod6]).name
+        each(fleet.attach, mesh.members.values())
         fleet.configs = configs or {}
         if start:
             fleet.begin(later)

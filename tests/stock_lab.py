@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossedge.lab.demo import bundle_of, pod_addresses
+from crossedge.lab.demo import bundle_of
 from crossedge.lab.demo_mesh import Member, Mesh
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PingResult, PingRun, Running
@@ -122,8 +122,8 @@ class StockLab:
         self.public = base64.b64encode(certificate.x25519).decode()
         self.prefixes = [str(prefix) for prefix in certificate.allowed_ips]
         self.overlay4, self.overlay6 = str(certificate.overlay4), str(certificate.overlay6)
-        self.pod4, self.pod6 = pod_addresses(bundle_of(self.edge))
-        self.pod = ""
+        pod = network.attach_pod("edge", "edge")
+        self.pod, self.pod4, self.pod6 = pod.name, pod.address(4), pod.address(6)
         self._pings = 0
 
     def run(self, where: str, *command: str, timeout: float = 30.0) -> str:
@@ -259,10 +259,9 @@ def stock_lab(directory: Path, peers: Sequence[StockPeer]) -> Iterator[StockLab]
         for peer in peers:
             peer.directory = directory
             _keys(peer)
-        mesh.make_identities()
+        mesh.make_identities(install=["--now"])
         mesh.start({"edge": _config(network, peers, mesh.members["edge"].root)})
         lab = StockLab(network, mesh, {peer.name: peer for peer in peers}, directory)
-        lab.pod = network.attach_pod("edge", "edge", [lab.pod4, lab.pod6]).name
         mesh.wait("answering", lambda member: bool(member.ask("status")), START)
         for peer in peers:
             _start_stock(lab, peer, stack)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from typing import Any
 import pytest
 
 from crossedge.host.namespaces import mount, unmount
+from tests.cni_podman import SERVE, Podman, a_podman
 from tests.cni_runtime import SYSTEM_PLUGINS, Node_, Pod, eventually, pods
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.tool(str(SYSTEM_PLUGINS / "portmap"))]
-LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
-"""Which restricted machines do not let podman raise."""
 
 
 @pytest.fixture
@@ -63,97 +61,43 @@ def fetch(client: Pod, port: int) -> str:
 # podman
 
 
-@dataclass
-class Podman:
-    node: Node_
-    directory: Path
-
-    def __call__(self, *arguments: str, stdin: bytes = b"") -> str:
-        place = self.directory
-        command = ["podman", "--root", place / "storage", "--runroot", "/run/podman-root"]
-        command += ["--tmpdir", "/run/podman-tmp", "--runtime", "runc", "--storage-driver", "vfs", *arguments]
-        done = subprocess.run(
-            [str(each) for each in command],
-            input=stdin,
-            capture_output=True,
-            timeout=120,
-            check=False,
-            env={**os.environ, "CONTAINERS_CONF": str(place / "containers.conf")},
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
-
-    def run(self, name: str, *arguments: str) -> None:
-        self("run", "-d", "--name", name, "--network", "crossedge", *LIMITS, *arguments)
-
-    def addresses(self, name: str) -> list[str]:
-        found = json.loads(self("inspect", name))[0]["NetworkSettings"]["Networks"]["crossedge"]
-        return [found["IPAddress"], found["GlobalIPv6Address"]]
-
-
 @pytest.fixture
 def podman(node: Node_, tmp_path: Path) -> Iterator[Podman]:
-    made = Podman(node, tmp_path / "podman")
-    image = tmp_path / "image/bin"
-    image.mkdir(parents=True)
-    (tmp_path / "podman").mkdir()
-    shutil.copy(shutil.which("busybox") or "", image / "busybox")
-    for name in ("sh", "httpd", "ping", "sleep"):
-        (image / name).symlink_to("busybox")
-    plugins = [str(node.paths.binary.parent), str(SYSTEM_PLUGINS)]
-    (tmp_path / "podman/containers.conf").write_text(
-        f"""[network]
-network_backend = "cni"
-cni_plugin_dirs = {json.dumps(plugins)}
-network_config_dir = "{node.paths.conflist.parent}"
-default_network = "crossedge"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "none"
-"""
-    )
-    packed = subprocess.run(["tar", "-C", image.parent, "-c", "."], capture_output=True, check=True).stdout
-    made("import", "-", "box", stdin=packed)
-    try:
+    with a_podman(node.paths, tmp_path / "podman") as made:
         yield made
-    finally:
-        made("rm", "-f", "-t", "0", "-a")
-
-
-SERVE = ("box", "/bin/sh", "-c", "echo it works > /index.html; exec /bin/httpd -f -p 80 -h /")
 
 
 @pytest.mark.tool("podman")
 @pytest.mark.tool("runc")
 @pytest.mark.tool("busybox")
-def test_podman_starts_connects_publishes_and_stops(podman: Podman, client: Pod) -> None:
+def test_podman_starts_connects_publishes_and_stops(podman: Podman, node: Node_, client: Pod) -> None:
     assert "crossedge" in podman("network", "ls")
     podman.run("web", "-p", "8080:80", *SERVE)
     podman.run("other", "box", "/bin/sleep", "1000")
     for address in podman.addresses("web"):
         assert "1 packets received" in podman("exec", "other", "/bin/ping", "-c1", "-W2", address)
     assert eventually(lambda: "it works" in fetch(client, 8080))
-    assert len(podman.node.live()) == 2
+    assert len(node.live()) == 2
     podman("stop", "-t", "0", "web")
-    assert len(podman.node.live()) == 1
+    assert len(node.live()) == 1
     podman("start", "web")
     assert eventually(lambda: "it works" in fetch(client, 8080))
     podman("rm", "-f", "-t", "0", "-a")
-    assert not podman.node.live()
+    assert not node.live()
 
 
 @pytest.mark.tool("podman")
 @pytest.mark.tool("runc")
 @pytest.mark.tool("busybox")
-def test_podman_asks_for_address_and_mac_and_works_without_the_daemon(podman: Podman) -> None:
-    podman.node.stop()
+def test_podman_asks_for_address_and_mac_and_works_without_the_daemon(podman: Podman, node: Node_) -> None:
+    node.stop()
     ask = ("--ip", "10.160.1.99", "--mac-address", "02:00:00:00:00:99")
     podman.run("fixed", *ask, "box", "/bin/sleep", "1000")
     assert podman.addresses("fixed")[0] == "10.160.1.99"
     assert "02:00:00:00:00:99" in podman("inspect", "fixed")
-    podman.node.start()
+    node.start()
     podman("rm", "-f", "-t", "0", "-a")
-    assert not podman.node.live()
+    assert not node.live()
 
 
 # cnitool

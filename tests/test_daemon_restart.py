@@ -62,6 +62,9 @@ def pristine() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, pristine: dict[str, Any]) -> Iterator[Fleet]:
     with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("restart"), start=False) as made:
+        until(
+            "the pod's link has settled", lambda: "NO-CARRIER" not in made.run("attic", "ip link").stdout, 3.0
+        )
         pristine |= {**made.picture("attic"), "sysctls": made.sysctls("attic")}
         made.begin()
         yield made

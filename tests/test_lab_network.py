@@ -8,13 +8,16 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
+from crossedge.cni.install import install
+from crossedge.cni.node import Node, Paths, write_node
 from crossedge.host.neighbours import Neighbour, delete_neighbour
 from crossedge.host.netlink import Batch
+from crossedge.lab.launch import ROOTS, LabError
 from crossedge.lab.network import Network
 from crossedge.lab.topology import Conditions, parse_topology
 
@@ -222,11 +225,37 @@ def test_a_rebooted_router_forgets(network: Network, sockets: ExitStack) -> None
 
 
 def test_pods_are_reached_through_their_node(network: Network) -> None:
-    pod = network.attach_pod("n-kernel", "one", ["10.160.7.2", "fd00:7::2"])
-    for address in ("10.160.7.2", "fd00:7::2"):
+    install_plugin("n-kernel")
+    pod = network.attach_pod("n-kernel", "one")
+    assert IPv4Address(pod.address(4)) in IPv4Network("10.160.7.0/24")
+    for address in (pod.address(4), pod.address(6)):
         assert network.run("n-kernel", ["ping", "-c", "1", "-W", "1", address]).returncode == 0
-    assert pod.name in network.nodes["n-kernel"].pods
+    assert pod.name in network.sites()
     assert network.run(pod.name, ["ping", "-c", "1", "-W", "1", "192.168.255.1"]).returncode != 0
+    network.detach_pod("n-kernel", "one")
+    assert pod.name not in network.sites()
+    assert network.run("n-kernel", ["ping", "-c", "1", "-W", "0.2", pod.address(4)]).returncode != 0
+
+
+def install_plugin(node: str) -> None:
+    """Let a node without a mesh have pods."""
+    paths = Paths(ROOTS / node)
+    write_node(paths, Node((ip_network("10.160.7.0/24"), ip_network("fd00:7::/64"))))
+    install(paths, portmap=False)
+
+
+def test_what_a_plugin_complains_of_is_told(network: Network) -> None:
+    with pytest.raises(LabError, match=r"observer: .*10-crossedge.conflist is not there"):
+        network.attach_pod("observer", "none")
+    install_plugin("stranger")
+    network.attach_pod("stranger", "twice")
+    with pytest.raises(FileExistsError):
+        network.attach_pod("stranger", "twice")
+    (ROOTS / "stranger/var/lib/crossedge/cni/node.json").write_text("{}")
+    with pytest.raises(LabError, match=r"stranger: crossedge ADD of pod-more: .*bad prefix in"):
+        network.attach_pod("stranger", "more")
+    assert "pod-more" not in network.sites()
+    assert not Path("/run/netns/pod-more").exists()
 
 
 def test_unknown_names_are_told(network: Network) -> None:
@@ -242,7 +271,8 @@ def test_nothing_stays() -> None:
     with Network(plan) as small:
         processes = small.processes()
         assert Path("/run/netns/far-2").exists()
-        small.attach_pod("far-2", "x", ["10.160.9.2"])
+        install_plugin("far-2")
+        small.attach_pod("far-2", "x")
     assert not list(Path("/run/netns").glob("*-2"))
     assert not list(Path("/run/netns").glob("pod-x"))
     assert not any(Path(f"/proc/{process}").exists() for process in processes)
