@@ -297,6 +297,7 @@ def check(host: Host, request: Request) -> bytes:
     expected = addresses(before, environment.interface) if before is not None else []
     found = [f"{address} is not reserved for it" for address in entry.addresses if address not in expected]
     netlink = host.netlink()
+    outside = get_link(netlink, entry.host)
     with netns:
         pod = Netlink()
     with pod:
@@ -304,8 +305,8 @@ def check(host: Host, request: Request) -> bytes:
         if inside is None:
             found.append(f"the sandbox has no interface {environment.interface}")
         else:
-            found += device.pod_differences(pod, inside, entry, entry.addresses)
-    outside = get_link(netlink, entry.host)
+            host_mac = entry.host_mac if outside is None else outside.mac
+            found += device.pod_differences(pod, inside, entry, host_mac)
     if outside is None:
         found.append(f"the host link {entry.host} is gone")
     else:

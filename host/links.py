@@ -39,6 +39,7 @@ IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
+IFLA_LINK_NETNSID = 37
 IFLA_GSO_MAX_SIZE = 41
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
@@ -69,6 +70,8 @@ class Link:
     """Index of the lower link or, for a veth, of its other end (in that end's namespace); 0 if none."""
     group: int = 0
     """Number under which links are changed or deleted together; 0 is everybody's."""
+    namespace: int = -1
+    """Id that the namespace of the lower link or other end has here; -1 if that is this one."""
 
     @property
     def up(self) -> bool:
@@ -241,4 +244,5 @@ def parse_link(reply: Reply) -> Link:
         master=number(IFLA_MASTER),
         peer=number(IFLA_LINK),
         group=number(IFLA_GROUP),
+        namespace=number(IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in found else -1,
     )

@@ -484,6 +484,52 @@ def test_what_is_deleted_by_hand_is_back_within_a_second(served: Node_, harm: st
         clear(served)
 
 
+HARMS_INSIDE = {
+    "link": "ip link del eth0",
+    "link-down": "ip link set eth0 down",
+    "address": "ip addr del {v4}/32 dev eth0",
+    "address-6": "ip addr del {v6}/128 dev eth0",
+    "all-addresses": "ip addr flush dev eth0",
+    "default-route": "ip route del default",
+    "default-route-6": "ip -6 route del default",
+    "gateway-route": "ip route flush dev eth0",
+    "neighbour": "ip neigh del 169.254.1.1 dev eth0",
+    "neighbour-6": "ip neigh del fe80::1 dev eth0",
+}
+
+
+@pytest.mark.parametrize("harm", HARMS_INSIDE)
+def test_what_is_deleted_inside_the_pod_is_back_within_a_second(served: Node_, harm: str) -> None:
+    with pods(2) as (pod, other):
+        result = served.plugin.add(pod).ok().json
+        served.plugin.add(other).ok()
+        v4, v6 = (each["address"].split("/")[0] for each in result["ips"])
+        assert other.run("ping", "-c1", "-W1", v4).returncode == 0
+        done = pod.run(*HARMS_INSIDE[harm].format(v4=v4, v6=v6).split())
+        assert done.returncode == 0, done.stderr
+        assert eventually(lambda: served.plugin.check(pod, result).status == 0)
+        for address in (v4, v6):
+            assert other.run("ping", "-c1", "-W1", address).returncode == 0
+        clear(served)
+
+
+def test_default_route_that_leads_elsewhere_is_left(served: Node_, pod: Pod) -> None:
+    result = served.plugin.add(pod).ok().json
+    v4 = result["ips"][0]["address"]
+    for command in (
+        "link add vpn0 type bridge",
+        "link set vpn0 up",
+        "addr add 192.0.2.1/24 dev vpn0",
+        "route replace default via 192.0.2.2",
+        f"addr del {v4} dev eth0",
+    ):
+        assert pod.run("ip", *command.split()).returncode == 0
+    assert eventually(lambda: v4.split("/")[0] in pod.addresses())
+    assert [each["gateway"] for each in pod.ip("-4", "route", "show", "default")] == ["192.0.2.2"]
+    served.plugin.check(pod, result).ok()
+    clear(served)
+
+
 def test_pods_keep_their_traffic_while_the_daemon_restarts(served: Node_) -> None:
     with pods(2) as (pod, other):
         (v4, _) = addresses(served.plugin.add(pod))
