@@ -70,7 +70,7 @@ def _digest(*parts: str) -> bytes:
 
 
 def _full(address: Address) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
-    return ipaddress.ip_interface(f"{address}/{address.max_prefixlen}")
+    return ipaddress.ip_interface((address.packed, address.max_prefixlen))
 
 
 def _single(address: Address) -> Network:

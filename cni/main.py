@@ -133,7 +133,7 @@ def _installation_problems(paths: Paths) -> Iterable[str]:
     for path in (paths.binary, paths.conflist):
         if not path.exists():
             yield f"{path} is missing: crossedge-cni install writes it"
-    if paths.binary.exists() and paths.binary.read_bytes() != installation.binary_text(paths):
+    if paths.binary.exists() and not installation.is_current(paths):
         yield f"{paths.binary} is of another version: crossedge-cni install renews it"
     node = read_node(paths)
     for prefix in node.prefixes:

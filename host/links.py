@@ -39,17 +39,20 @@ IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
 IFLA_LINK_NETNSID = 37
 IFLA_GSO_MAX_SIZE = 41
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INET6_ADDR_GEN_MODE = 8
 VETH_INFO_PEER = 1
+RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_MODE_NONE = 1
 NAME_LIMIT = 15
 """Longest name of a link, in bytes."""
 
 GONE = frozenset({errno.ENODEV})
+BRIEF = attribute_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
 
@@ -209,7 +212,7 @@ def get_link(netlink: Netlink, link: int | str) -> Link | None:
     else:
         body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_text(IFLA_IFNAME, check_name(link))
     try:
-        replies = netlink.get(RTM_GETLINK, body, f"look up link {link}")
+        replies = netlink.get(RTM_GETLINK, body + BRIEF, f"look up link {link}")
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return None
@@ -219,7 +222,7 @@ def get_link(netlink: Netlink, link: int | str) -> Link | None:
 
 def list_links(netlink: Netlink) -> list[Link]:
     """Return all links of the namespace."""
-    replies = netlink.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0), "list links")
+    replies = netlink.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + BRIEF, "list links")
     return [parse_link(reply) for reply in replies if reply.kind == RTM_NEWLINK]
 
 
