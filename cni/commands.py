@@ -101,6 +101,7 @@ def add(host: Host, request: Request) -> bytes:
     before = previous(config)
     netns = _namespace(host, request)
     node = host.node()
+    spec.check_ranges(config, node.prefixes)
     device.require_ipv6(node.prefixes)
     identity = (config.name, environment.container, environment.interface)
     draft = Entry(
@@ -172,8 +173,8 @@ def _attach(host: Host, entry: Entry, netns: Namespace, mtu: int) -> None:
         undo.callback(_release, host, entry)
         flush = _Flush(host.store)
         undo.callback(flush.wait)
-        device.forward({address.version for address in entry.addresses})
         device.set_up(host.netlink(), entry, netns, mtu)
+        device.forward({address.version for address in entry.addresses})
         flush.wait()
         with host.store.transaction() as change:
             change.put(replace(entry, state=ADDED, changed=change.now))
@@ -361,9 +362,9 @@ def sweep(host: Host) -> list[str]:
 
 def status(host: Host, request: Request) -> bytes:
     """Say whether ADD would work: code 50 if not, 51 if running pods are cut off as well."""
-    del request
     try:
         node = host.node()
+        spec.check_ranges(request.config, node.prefixes)
         device.require_ipv6(node.prefixes)
         with host.store.transaction() as change:
             change.ledger.expire(change.now)

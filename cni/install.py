@@ -43,7 +43,7 @@ def source(paths: Paths) -> str:
     return text
 
 
-def binary(paths: Paths) -> bytes:
+def binary_text(paths: Paths) -> bytes:
     """Return the plugin: the shim's source, and what its interpreter makes of it.
 
     Compiling it at each start would take a tenth of the time that an ADD takes. Another version of Python
@@ -98,7 +98,7 @@ def install(paths: Paths, *, portmap: bool = True) -> list[Path]:
         listed["plugins"] = listed["plugins"][:1]
     written = []
     for path, data, mode in (
-        (paths.binary, binary(paths), 0o755),
+        (paths.binary, binary_text(paths), 0o755),
         (paths.conflist, (json.dumps(listed, indent=2) + "\n").encode(), 0o644),
     ):
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -20,11 +20,12 @@ from crossedge.cni import device
 from crossedge.cni.commands import open_netns
 from crossedge.cni.ipam import ADDED, Entry
 from crossedge.cni.spec import CniError
-from crossedge.host.links import Link
+from crossedge.host.links import MADE, Link
 from crossedge.host.losses import Losses
 from crossedge.host.monitor import Event, Monitor
 from crossedge.host.namespaces import Namespace
 from crossedge.host.neighbours import Neighbour, list_neighbours
+from crossedge.host.netlink import Netlink
 from crossedge.host.routes import Route, list_routes
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class Keeper:
         """Whether there may be pods that lost something unseen."""
         self._seen = 0.0
         """When all pods were last looked into."""
+        self._indexes: set[int] = set()
+        """Of our links on the host; what goes with one that DEL takes down is no loss."""
+        self._outside = True
+        """Whether the host's side may lack something."""
         self._left: set[int] = set()
         """Serial numbers of attachments that the last look had to leave."""
         self._times: Counter[int] = Counter()
@@ -70,9 +75,11 @@ class Keeper:
     def start(self, loop: asyncio.AbstractEventLoop, namespace: Namespace) -> None:
         """Watch, and look once; raises `OSError`."""
         self._loop = loop
-        self._unseen, self._seen = True, 0.0
+        self._unseen, self._seen, self._outside = True, 0.0, True
         with namespace:
             self._monitor = Monitor(self._on_event, ("link", "route", "neighbour"))
+            with Netlink() as netlink:  # after the monitor, which tells what is made meanwhile
+                self._indexes = {link.index for link in device.host_links(netlink).values()}
             try:
                 self._losses = Losses()
             except OSError as error:
@@ -113,12 +120,16 @@ class Keeper:
         item = event.item
         concerned = event.kind == "overrun"
         if isinstance(item, Link):
-            concerned = item.group == device.GROUP
-        elif isinstance(item, Route):
-            concerned = event.deleted and item.protocol == device.PROTOCOL
-        elif isinstance(item, Neighbour):
-            concerned = event.deleted
+            ours = item.group == device.GROUP
+            concerned = ours and (event.deleted or not item.up) and item.changed != MADE
+            if ours and not event.deleted:
+                self._indexes.add(item.index)
+            else:
+                self._indexes.discard(item.index)
+        elif isinstance(item, Route | Neighbour):
+            concerned = event.deleted and item.device in self._indexes
         if concerned:
+            self._outside = True
             self._schedule(DELAY)
 
     def _schedule(self, delay: float) -> None:
@@ -166,29 +177,31 @@ class Keeper:
 
     def _suspects(self, concerned: set[int], everywhere: bool) -> tuple[list[Entry], list[Entry]]:
         """Return the attachments of which the host's side lacks something, and others to be looked into."""
+        outside, self._outside = self._outside or everywhere or bool(self._left), False
+        # The ledger first: what is added in it now had all of its host's side before.
+        entries = list(self._host.store.look().live.values())
         netlink = self._host.netlink()
         links = device.host_links(netlink)
-        routes = {
-            (r.destination, r.device) for r in list_routes(netlink, table=254, protocol=device.PROTOCOL)
-        }
-        known = {(each.device, each.address) for each in list_neighbours(netlink)}
+        routes, known = set(), set()
+        if outside:
+            listed = list_routes(netlink, table=254, protocol=device.PROTOCOL)
+            routes = {(route.destination, route.device) for route in listed}
+            known = {(each.device, each.address) for each in list_neighbours(netlink)}
         wrong, suspected = [], []
-        entries = list(self._host.store.look().live.values())
         for serial in self._times.keys() - {entry.serial for entry in entries}:
             del self._times[serial]
         for entry in entries:
             if entry.state != ADDED:
                 continue
             link = links.get(entry.host)
-            if (
-                link is None
-                or not link.up
-                or any(
+            lacks = link is None or not link.up
+            if link is not None and outside:
+                lacks = lacks or any(
                     (device.host_route(address, 0).destination, link.index) not in routes
                     or (link.index, address) not in known
                     for address in entry.addresses
                 )
-            ):
+            if link is None or lacks:
                 wrong.append(entry)
             elif everywhere or link.namespace in concerned or entry.serial in self._left:
                 suspected.append(entry)

@@ -17,7 +17,7 @@ from crossedge.cni.local import make_host
 from crossedge.cni.node import Node, Paths, read_node, write_node
 from crossedge.cni.output import echo_json, table
 from crossedge.cni.recovery import recover, vanished
-from crossedge.cni.spec import CniError
+from crossedge.cni.spec import CniError, mismatch
 from crossedge.host.links import get_link
 from crossedge.wire.bundle import Bundle
 from crossedge.wire.errors import CrossedgeError
@@ -42,10 +42,19 @@ def cni(ctx: click.Context, root: Path) -> None:
 
 @cni.command()
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Bundle with the prefixes.")
+@click.option(
+    "--pod-cidr",
+    "pod_cidrs",
+    multiple=True,
+    metavar="PREFIX",
+    help="What Kubernetes believes (Node.spec.podCIDRs); refused unless the certificate has it. Repeatable.",
+)
 @click.option("--no-portmap", is_flag=True, help="Leave portmap out of the chain.")
 @as_json
 @click.pass_obj
-def install(paths: Paths, bundle: Path | None, no_portmap: bool, as_json: bool) -> None:
+def install(
+    paths: Paths, bundle: Path | None, pod_cidrs: tuple[str, ...], no_portmap: bool, as_json: bool
+) -> None:
     """Put the plugin and its configuration where container runtimes look for them."""
     file = bundle or paths.root / BUNDLE
     try:
@@ -58,6 +67,9 @@ def install(paths: Paths, bundle: Path | None, no_portmap: bool, as_json: bool) 
     prefixes = found.certificate.prefixes
     if not prefixes:
         raise click.ClickException(f"{file}: the certificate of {found.certificate.name} has no pod prefix")
+    for text in pod_cidrs:
+        if text not in map(str, prefixes):
+            raise click.ClickException(f"podCIDR {text} is no pod prefix of this node; {mismatch(prefixes)}")
     write_node(paths, Node(prefixes))
     written = installation.install(paths, portmap=not no_portmap)
     plugins = Path("/usr/lib/cni/portmap"), paths.binary.with_name("portmap")

@@ -15,7 +15,7 @@ import socket
 from typing import Final
 
 from crossedge.host.addresses import RTM_DELADDR
-from crossedge.host.links import IFF_UP, RTM_NEWLINK
+from crossedge.host.links import IFF_UP, MADE, RTM_NEWLINK
 from crossedge.host.monitor import ROUTE_GROUPS, SO_RCVBUFFORCE
 from crossedge.host.neighbours import RTM_DELNEIGH
 from crossedge.host.netlink import (
@@ -75,7 +75,7 @@ FILTER: Final = (
     (LOAD_WORD, 0, 0, FLAGS),
     (IF_ANY, 4, 0, _word(IFF_UP)),
     (LOAD_WORD, 0, 0, CHANGED),
-    (IF_EQUAL, 2, 0, 0xFFFFFFFF),  # a link that was just made
+    (IF_EQUAL, 2, 0, MADE),
     (IF_ANY, 0, 1, _word(IFF_UP)),
     (RETURN, 0, 0, 0xFFFFFFFF),
     (RETURN, 0, 0, 0),
