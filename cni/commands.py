@@ -11,8 +11,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossedge.cni import device, spec
@@ -45,6 +45,8 @@ class Host:
     """Has the links deleted that were taken down, now or soon."""
     health: Callable[[], CniError | None]
     """Whether pods can be served (50), and those that run are (51)."""
+    kernel: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Held while links are made and changed: the kernel does so one by one, and threads that wait in it spin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ def _attach(host: Host, entry: Entry, netns: Namespace, mtu: int) -> None:
         undo.callback(_release, host, entry)
         flush = _Flush(host.store)
         undo.callback(flush.wait)
-        device.set_up(host.netlink(), entry, netns, mtu)
+        with host.kernel:
+            device.set_up(host.netlink(), entry, netns, mtu)
         device.forward({address.version for address in entry.addresses})
         flush.wait()
         with host.store.transaction() as change:
@@ -262,7 +265,8 @@ def delete(host: Host, request: Request) -> bytes:
             log.error("DEL of %s: %s", "/".join(key), error)
         names = [entry.host] if entry is not None else _unconfigured(host, request)
         if names:
-            device.take_down(host.netlink(), names)
+            with host.kernel:
+                device.take_down(host.netlink(), names)
         host.reap()  # even so: a killed DEL may have left what it had taken down
         if flush is not None:
             with suppress(CniError):

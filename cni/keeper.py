@@ -20,12 +20,13 @@ from crossedge.cni import device
 from crossedge.cni.commands import open_netns
 from crossedge.cni.ipam import ADDED, Entry
 from crossedge.cni.spec import CniError
-from crossedge.host.links import MADE, Link
+from crossedge.host.bpf import losses
+from crossedge.host.links import Link
 from crossedge.host.losses import Losses
 from crossedge.host.monitor import Event, Monitor
 from crossedge.host.namespaces import Namespace
 from crossedge.host.neighbours import Neighbour, list_neighbours
-from crossedge.host.netlink import Netlink
+from crossedge.host.netlink import Address
 from crossedge.host.routes import Route, list_routes
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ RETRY: Final = 0.5
 REST: Final = 3.0
 """Rest between two looks, in units of what the last one took, up to `RETRY`: a pod that breaks its own
 interface over and over costs a quarter of a thread at most."""
+LEAVING_MOST: Final = 4096
+"""Most links that go of which it is remembered."""
 LOOK_AT_ALL: Final = 5.0
 """Least seconds between two looks into all pods, where events were lost."""
 
@@ -61,8 +64,8 @@ class Keeper:
         """Whether there may be pods that lost something unseen."""
         self._seen = 0.0
         """When all pods were last looked into."""
-        self._indexes: set[int] = set()
-        """Of our links on the host; what goes with one that DEL takes down is no loss."""
+        self._leaving: set[int] = set()
+        """Indexes of links that DEL took down: what goes with them is no loss."""
         self._outside = True
         """Whether the host's side may lack something."""
         self._left: set[int] = set()
@@ -77,9 +80,8 @@ class Keeper:
         self._loop = loop
         self._unseen, self._seen, self._outside = True, 0.0, True
         with namespace:
-            self._monitor = Monitor(self._on_event, ("link", "route", "neighbour"))
-            with Netlink() as netlink:  # after the monitor, which tells what is made meanwhile
-                self._indexes = {link.index for link in device.host_links(netlink).values()}
+            kinds, only = ("link", "route", "neighbour"), losses(links=True, protocol=device.PROTOCOL)
+            self._monitor = Monitor(self._on_event, kinds, only)
             try:
                 self._losses = Losses()
             except OSError as error:
@@ -112,6 +114,13 @@ class Keeper:
         else:
             self._loop.remove_reader(self._losses.fileno())
 
+    def _has(self, address: Address) -> bool:
+        """Tell whether an address may be a pod's here."""
+        try:
+            return any(address in prefix for prefix in self._host.node().prefixes)
+        except CniError:
+            return True
+
     def _on_loss(self) -> None:
         self._listen(False)
         self._schedule(DELAY)
@@ -120,14 +129,15 @@ class Keeper:
         item = event.item
         concerned = event.kind == "overrun"
         if isinstance(item, Link):
-            ours = item.group == device.GROUP
-            concerned = ours and (event.deleted or not item.up) and item.changed != MADE
-            if ours and not event.deleted:
-                self._indexes.add(item.index)
-            else:
-                self._indexes.discard(item.index)
-        elif isinstance(item, Route | Neighbour):
-            concerned = event.deleted and item.device in self._indexes
+            if event.deleted:
+                self._leaving.discard(item.index)
+            elif item.group == device.LEAVING and len(self._leaving) < LEAVING_MOST:
+                self._leaving.add(item.index)
+            concerned = item.group == device.GROUP
+        elif isinstance(item, Route):
+            concerned = item.device not in self._leaving
+        elif isinstance(item, Neighbour):
+            concerned = item.device not in self._leaving and self._has(item.address)
         if concerned:
             self._outside = True
             self._schedule(DELAY)

@@ -91,6 +91,7 @@ class CniServer:
             own=self._own.inode,
             reap=self._doomed.set,
             health=health,
+            kernel=threading.Lock(),
         )
         self._keeper = Keeper(self.host, self._in_background)
         self.served: Counter[str] = Counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from crossedge.host.netlink import (
     NLM_F_CREATE,
@@ -49,6 +49,7 @@ VETH_INFO_PEER = 1
 RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_MODE_NONE = 1
 MADE = 0xFFFFFFFF
+"""What the kernel tells for the flags that changed (`ifi_change`) when a link was made."""
 NAME_LIMIT = 15
 """Longest name of a link, in bytes."""
 
@@ -76,8 +77,6 @@ class Link:
     """Number under which links are changed or deleted together; 0 is everybody's."""
     namespace: int = -1
     """Id that the namespace of the lower link or other end has here; -1 if that is this one."""
-    changed: int = field(default=0, compare=False)
-    """Of an event: the flags that changed, `MADE` where it was made just now."""
 
     @property
     def up(self) -> bool:
@@ -231,7 +230,7 @@ def list_links(netlink: Netlink) -> list[Link]:
 
 def parse_link(reply: Reply) -> Link:
     """Parse RTM_NEWLINK or RTM_DELLINK."""
-    _, _, index, flags, changed = IFINFO.unpack_from(reply.payload)
+    _, _, index, flags, _ = IFINFO.unpack_from(reply.payload)
     found = parse_attributes(reply.payload, IFINFO.size)
 
     def number(kind: int) -> int:
@@ -251,5 +250,4 @@ def parse_link(reply: Reply) -> Link:
         peer=number(IFLA_LINK),
         group=number(IFLA_GROUP),
         namespace=number(IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in found else -1,
-        changed=changed,
     )

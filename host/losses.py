@@ -9,78 +9,17 @@ cost nothing while they are left alone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import socket
 from typing import Final
 
-from crossedge.host.addresses import RTM_DELADDR
-from crossedge.host.links import IFF_UP, MADE, RTM_NEWLINK
-from crossedge.host.monitor import ROUTE_GROUPS, SO_RCVBUFFORCE
-from crossedge.host.neighbours import RTM_DELNEIGH
-from crossedge.host.netlink import (
-    I32,
-    NETLINK_ADD_MEMBERSHIP,
-    NETLINK_ROUTE,
-    SOL_NETLINK,
-    U16,
-    U32,
-)
-from crossedge.host.routes import RTM_DELROUTE
+from crossedge.host.bpf import attach, losses
+from crossedge.host.monitor import BUFFER, ROUTE_GROUPS, SO_RCVBUFFORCE
+from crossedge.host.netlink import I32, NETLINK_ADD_MEMBERSHIP, NETLINK_ROUTE, SOL_NETLINK
 
 NETLINK_LISTEN_ALL_NSID: Final = 8
-SO_ATTACH_FILTER: Final = 26
-BUFFER: Final = 4 * 1024 * 1024
 MOST: Final = 8192
 """Most messages that one call of `drain` reads."""
-
-TYPE, FLAGS, CHANGED = 4, 24, 28
-"""Where a message has its type, and one about a link its flags and which of them changed (`ifi_change`)."""
-LOAD_WORD, LOAD_HALF, IF_EQUAL, IF_ANY, RETURN = 0x20, 0x28, 0x15, 0x45, 0x06
-"""Instructions of classic BPF."""
-
-
-def _word(value: int) -> int:
-    """Return a number as BPF loads it, which takes memory for network order."""
-    return int.from_bytes(U32.pack(value), "big")
-
-
-def _half(value: int) -> int:
-    return int.from_bytes(U16.pack(value), "big")
-
-
-class _Instruction(ctypes.Structure):
-    """struct sock_filter (linux/filter.h)."""
-
-    _fields_ = (
-        ("code", ctypes.c_uint16),
-        ("if_true", ctypes.c_uint8),
-        ("if_false", ctypes.c_uint8),
-        ("value", ctypes.c_uint32),
-    )
-
-
-class _Program(ctypes.Structure):
-    """struct sock_fprog."""
-
-    _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
-
-
-FILTER: Final = (
-    (LOAD_HALF, 0, 0, TYPE),
-    (IF_EQUAL, 8, 0, _half(RTM_DELADDR)),
-    (IF_EQUAL, 7, 0, _half(RTM_DELROUTE)),
-    (IF_EQUAL, 6, 0, _half(RTM_DELNEIGH)),
-    (IF_EQUAL, 0, 6, _half(RTM_NEWLINK)),
-    (LOAD_WORD, 0, 0, FLAGS),
-    (IF_ANY, 4, 0, _word(IFF_UP)),
-    (LOAD_WORD, 0, 0, CHANGED),
-    (IF_EQUAL, 2, 0, MADE),
-    (IF_ANY, 0, 1, _word(IFF_UP)),
-    (RETURN, 0, 0, 0xFFFFFFFF),
-    (RETURN, 0, 0, 0),
-)
-"""Jumps count from the instruction behind; the last two keep and drop."""
 
 
 class Losses:
@@ -93,9 +32,7 @@ class Losses:
         )
         try:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
-            instructions = (_Instruction * len(FILTER))(*(_Instruction(*each) for each in FILTER))
-            program = _Program(len(FILTER), instructions)
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, bytes(program))
+            attach(self._socket, losses())
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
             self._socket.bind((0, 0))
