@@ -201,7 +201,7 @@ class Keeper:
         for serial in self._times.keys() - {entry.serial for entry in entries}:
             del self._times[serial]
         for entry in entries:
-            if entry.state != ADDED:
+            if entry.state != ADDED or entry.serial in self._host.owed:
                 continue
             link = links.get(entry.host)
             lacks = link is None or not link.up

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from crossedge.cni import device, spec
-from crossedge.cni.commands import Host, answer, sweep
+from crossedge.cni.commands import Host, answer, settle, sweep
 from crossedge.cni.ipam import SUSPICION
 from crossedge.cni.keeper import Keeper
 from crossedge.cni.node import Node, Paths, boot_id, write_node
@@ -208,6 +208,7 @@ class CniServer:
         self._in_background(self._recover)
 
     def _recover(self) -> None:
+        settle(self.host)
         for entry in recover(self.store, self._netlink()):
             log.warning(
                 "freed %s of %s/%s, which is gone",

@@ -174,7 +174,7 @@ def parse_config(stdin: bytes) -> Config:
     """
     try:
         data = json.loads(stdin)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CniError(UNDECODABLE, f"the network configuration is no JSON: {error}") from None
     if not isinstance(data, dict):
         raise CniError(UNDECODABLE, "the network configuration is no JSON object")

@@ -117,9 +117,11 @@ class Hammer:
 
 
 @pytest.mark.slow
-def test_hammer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("served", [True, False], ids=["daemon", "local"])
+def test_hammer(tmp_path: Path, served: bool) -> None:
     node = Node_(tmp_path, ("10.160.0.0/23", "fd00:0:0:1::/64"))
-    node.start()
+    if served:
+        node.start()
     hammer = Hammer(node)
     with pods(CALLERS) as made, ExitStack() as finish:
         finish.callback(node.stop)
@@ -149,7 +151,7 @@ def test_hammer(tmp_path: Path) -> None:
                 time.sleep(0.3)
                 node.start()
 
-        killing = threading.Thread(target=killer)
+        killing = threading.Thread(target=killer if served else ended.wait)
         killing.start()
         with ThreadPoolExecutor(CALLERS) as pool:
             list(pool.map(caller, range(CALLERS)))
@@ -157,7 +159,9 @@ def test_hammer(tmp_path: Path) -> None:
         killing.join()
         assert not hammer.failures, hammer.failures[:5]
         assert hammer.steps >= OPERATIONS
-        print(f"{hammer.steps} operations, {hammer.kills} callers and {KILLED_DAEMONS} daemons killed")
+        print(
+            f"{hammer.steps} operations, {hammer.kills} callers and {KILLED_DAEMONS if served else 0} daemons killed"
+        )
         hammer.wanted.clear()
         for pod in made:
             hammer.delete(pod, None)
