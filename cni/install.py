@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,11 +108,17 @@ def install(paths: Paths, *, portmap: bool = True) -> list[Path]:
     return written
 
 
-def uninstall(paths: Paths) -> list[Path]:
-    """Remove conflist and binary, in this order; return what was there. Raises `OSError`."""
+def uninstall(paths: Paths, *, state: bool = False) -> list[Path]:
+    """Remove conflist and binary, in this order, and with `state` the store; return what was there.
+
+    Raises `OSError`.
+    """
     removed = []
     for path in (paths.conflist, paths.binary):
         if path.exists():
             path.unlink()
             removed.append(path)
+    if state and paths.state.exists():
+        shutil.rmtree(paths.state)
+        removed.append(paths.state)
     return removed

@@ -89,13 +89,21 @@ def install(
 @as_json
 @click.pass_obj
 def uninstall(paths: Paths, as_json: bool) -> None:
-    """Remove the plugin and its configuration; pods that run, and their addresses, stay."""
-    removed = installation.uninstall(paths)
+    """Remove the plugin, its configuration and, once no pod has an address, what it keeps of them."""
+    with ExitStack() as stack:
+        live = len(make_host(stack, paths).store.look().live) if paths.state.exists() else 0
+    removed = installation.uninstall(paths, state=not live)
     if as_json:
-        echo_json({"removed": removed})
+        echo_json({"removed": removed, "attachments": live})
         return
     for path in removed:
         click.echo(f"removed {path}")
+    if live:
+        click.echo(
+            f"kept {paths.state}: pods of {live} attachments have addresses; uninstall again without them"
+        )
+    elif not removed:
+        click.echo("nothing to remove")
 
 
 @cni.command()
@@ -103,11 +111,12 @@ def uninstall(paths: Paths, as_json: bool) -> None:
 @click.pass_obj
 def ips(paths: Paths, as_json: bool) -> None:
     """List the addresses that are in use, or cool down before they are given out again."""
+    rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        host = make_host(stack, paths)
-        with host.store.transaction() as change:
-            change.ledger.expire(change.now)
-            rows = [shown(entry) for entry in change.ledger.entries.values()]
+        if paths.state.exists():
+            with make_host(stack, paths).store.transaction() as change:
+                change.ledger.expire(change.now)
+                rows = [shown(entry) for entry in change.ledger.entries.values()]
     if as_json:
         echo_json(rows)
         return
@@ -130,7 +139,8 @@ def check(ctx: click.Context, as_json: bool) -> None:
     with ExitStack() as stack:
         host = make_host(stack, ctx.obj)
         problems = [*_installation_problems(ctx.obj)]
-        for entry in host.store.look().live.values():
+        live = host.store.look().live.values() if ctx.obj.state.exists() else ()
+        for entry in live:
             name = f"{entry.container}/{entry.interface}"
             if vanished(entry, host.netlink()):
                 problems.append(f"{name} is gone and still has {', '.join(map(str, entry.addresses))}")
@@ -147,8 +157,12 @@ def _installation_problems(paths: Paths) -> Iterable[str]:
             yield f"{path} is missing: crossedge-cni install writes it"
     if paths.binary.exists() and not installation.is_current(paths):
         yield f"{paths.binary} is of another version: crossedge-cni install renews it"
-    node = read_node(paths)
-    for prefix in node.prefixes:
+    try:
+        prefixes = read_node(paths).prefixes
+    except CniError as error:
+        yield f"{error.message}: {error.details}" if error.details else error.message
+        prefixes = ()
+    for prefix in prefixes:
         first, last = bounds(prefix)
         if last < first:
             yield f"prefix {prefix} has no address for a pod"
@@ -194,7 +208,8 @@ def main() -> None:
     try:
         cni(prog_name="crossedge-cni")
     except (CniError, CrossedgeError) as error:
-        click.echo(f"crossedge-cni: {error}", err=True)
+        details = error.details if isinstance(error, CniError) else ""
+        click.echo(f"crossedge-cni: {error}" + (f": {details}" if details else ""), err=True)
         raise SystemExit(2) from error
     except OSError as error:
         click.echo(f"crossedge-cni: {error}", err=True)

@@ -151,9 +151,16 @@ class Node_:
         self.plugin = Plugin(self.paths.binary, "crossedge")
         self.daemon: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, *through: str) -> None:
+        """Start the daemon; `through` is a command that starts it."""
         self.daemon = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("cni_daemon.py")), str(self.root), *self.prefixes],
+            [
+                *through,
+                sys.executable,
+                str(Path(__file__).with_name("cni_daemon.py")),
+                str(self.root),
+                *self.prefixes,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -159,9 +159,8 @@ def test_hammer(tmp_path: Path, served: bool) -> None:
         killing.join()
         assert not hammer.failures, hammer.failures[:5]
         assert hammer.steps >= OPERATIONS
-        print(
-            f"{hammer.steps} operations, {hammer.kills} callers and {KILLED_DAEMONS if served else 0} daemons killed"
-        )
+        daemons = KILLED_DAEMONS if served else 0
+        print(f"{hammer.steps} operations, {hammer.kills} callers and {daemons} daemons killed")
         hammer.wanted.clear()
         for pod in made:
             hammer.delete(pod, None)
