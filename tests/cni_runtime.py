@@ -167,7 +167,7 @@ class Node_:
         with suppress(PermissionError):  # or a crowd of callers that work locally would starve it
             os.setpriority(os.PRIO_PROCESS, self.daemon.pid, -10)
         assert self.daemon.stdout is not None
-        ready, _, _ = select.select([self.daemon.stdout], [], [], 20)
+        ready, _, _ = select.select([self.daemon.stdout], [], [], 60)
         assert ready
         assert self.daemon.stdout.readline() == "ready\n"
 
