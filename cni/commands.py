@@ -11,8 +11,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossedge.cni import device, spec
@@ -45,6 +45,10 @@ class Host:
     """Has the links deleted that were taken down, now or soon."""
     health: Callable[[], CniError | None]
     """Whether pods can be served (50), and those that run are (51)."""
+    kernel: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Held while links are made and changed: the kernel does so one by one, waiting threads spin."""
+    owed: set[int] = field(default_factory=set)
+    """Serial numbers of attachments that are deleted, though the store could not be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ def add(host: Host, request: Request) -> bytes:
     before = previous(config)
     netns = _namespace(host, request)
     node = host.node()
+    spec.check_ranges(config, node.prefixes)
     device.require_ipv6(node.prefixes)
     identity = (config.name, environment.container, environment.interface)
     draft = Entry(
@@ -172,8 +177,9 @@ def _attach(host: Host, entry: Entry, netns: Namespace, mtu: int) -> None:
         undo.callback(_release, host, entry)
         flush = _Flush(host.store)
         undo.callback(flush.wait)
+        with host.kernel:
+            device.set_up(host.netlink(), entry, netns, mtu)
         device.forward({address.version for address in entry.addresses})
-        device.set_up(host.netlink(), entry, netns, mtu)
         flush.wait()
         with host.store.transaction() as change:
             change.put(replace(entry, state=ADDED, changed=change.now))
@@ -245,9 +251,10 @@ def delete(host: Host, request: Request) -> bytes:
     if request.netns is not None:
         _namespace(host, request)
     key = environment.container, environment.interface
-    with host.store.attachment(key):
+    with ExitStack() as stack:
         entry, flush = None, None
         try:
+            stack.enter_context(host.store.attachment(key))
             with host.store.transaction() as change:
                 change.ledger.expire(change.now)
                 entry = change.ledger.live.get(key)
@@ -259,9 +266,12 @@ def delete(host: Host, request: Request) -> bytes:
             # The runtime would try for ever. The link goes all the same, and when the store can be written
             # again the address is recovered, for its namespace is gone.
             log.error("DEL of %s: %s", "/".join(key), error)
+            if entry is not None:
+                host.owed.add(entry.serial)
         names = [entry.host] if entry is not None else _unconfigured(host, request)
         if names:
-            device.take_down(host.netlink(), names)
+            with host.kernel:
+                device.take_down(host.netlink(), names)
         host.reap()  # even so: a killed DEL may have left what it had taken down
         if flush is not None:
             with suppress(CniError):
@@ -273,12 +283,16 @@ def _unconfigured(host: Host, request: Request) -> list[str]:
     """Return links that this attachment may have, though nothing is stored of it."""
     environment = request.environment
     netlink = host.netlink()
-    names = {device.host_name(request.config.name, environment.container, environment.interface)}
+    name = device.host_name(request.config.name, environment.container, environment.interface)
+    try:
+        taken = {entry.host for entry in host.store.look().live.values()}
+    except CniError:
+        return [name]  # which can be no other's
+    names = {name}
     if request.netns is not None:
         found = device.owner(netlink, request.netns, environment.interface)
         if found is not None:
             names.add(found.name)
-    taken = {entry.host for entry in host.store.look().live.values()}
     links = device.host_links(netlink)
     return [name for name in names if name in links and name not in taken]
 
@@ -297,6 +311,7 @@ def check(host: Host, request: Request) -> bytes:
     expected = addresses(before, environment.interface) if before is not None else []
     found = [f"{address} is not reserved for it" for address in entry.addresses if address not in expected]
     netlink = host.netlink()
+    outside = get_link(netlink, entry.host)
     with netns:
         pod = Netlink()
     with pod:
@@ -304,8 +319,8 @@ def check(host: Host, request: Request) -> bytes:
         if inside is None:
             found.append(f"the sandbox has no interface {environment.interface}")
         else:
-            found += device.pod_differences(pod, inside, entry, entry.addresses)
-    outside = get_link(netlink, entry.host)
+            host_mac = entry.host_mac if outside is None else outside.mac
+            found += device.pod_differences(pod, inside, entry, host_mac)
     if outside is None:
         found.append(f"the host link {entry.host} is gone")
     else:
@@ -358,12 +373,25 @@ def sweep(host: Host) -> list[str]:
     return stale
 
 
+def settle(host: Host) -> None:
+    """Tell the store of what was deleted while it could not be written; raises `CniError`."""
+    if not host.owed:
+        return
+    with host.store.transaction() as change:
+        for serial in list(host.owed):
+            held = change.ledger.entries.get(serial)
+            if held is not None and held.state != GONE:
+                change.put(replace(held, state=GONE, changed=change.now))
+    host.owed.clear()
+
+
 def status(host: Host, request: Request) -> bytes:
     """Say whether ADD would work: code 50 if not, 51 if running pods are cut off as well."""
-    del request
     try:
         node = host.node()
+        spec.check_ranges(request.config, node.prefixes)
         device.require_ipv6(node.prefixes)
+        host.store.check()
         with host.store.transaction() as change:
             change.ledger.expire(change.now)
             free = change.ledger.available(node.prefixes)

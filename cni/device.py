@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from crossedge.cni.ipam import Entry
@@ -70,7 +70,7 @@ def _digest(*parts: str) -> bytes:
 
 
 def _full(address: Address) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
-    return ipaddress.ip_interface(f"{address}/{address.max_prefixlen}")
+    return ipaddress.ip_interface((address.packed, address.max_prefixlen))
 
 
 def _single(address: Address) -> Network:
@@ -144,7 +144,8 @@ def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, mtu: i
     _run(netlink, _host_side(entry, outside.index))
 
 
-def _pod_side(entry: Entry, index: int, host_mac: bytes) -> Batch:
+def _pod_side(entry: Entry, index: int, host_mac: bytes, skip: Collection[int] = ()) -> Batch:
+    """Return what sets the pod's side up, but for the default route of the families in `skip`."""
     batch = Batch()
     set_link(batch, LOOPBACK, up=True)
     set_link(batch, index, up=True)
@@ -152,12 +153,10 @@ def _pod_side(entry: Entry, index: int, host_mac: bytes) -> Batch:
         gateway = GATEWAYS[address.version]
         add_address(batch, index, _full(address))
         set_neighbour(batch, Neighbour(index, gateway, host_mac))
-        if address.version == 4:
-            set_route(batch, Route(_single(gateway), index))
-            set_route(batch, Route(DEFAULTS[4], index, gateway))
-        else:
-            set_route(batch, Route(_single(gateway), index, metric=METRIC))
-            set_route(batch, Route(DEFAULTS[6], index, gateway, metric=METRIC))
+        metric = METRIC if address.version == 6 else 0
+        set_route(batch, Route(_single(gateway), index, metric=metric))
+        if address.version not in skip:
+            set_route(batch, Route(DEFAULTS[address.version], index, gateway, metric=metric))
     return batch
 
 
@@ -234,10 +233,13 @@ def owner(netlink: Netlink, netns: Namespace, interface: str) -> Link | None:
     return outside
 
 
-def repair(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> bool:
-    """Set right what is missing of an attachment whose namespace lives; return whether anything was.
+def repair(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int, outside_lacks: bool) -> list[str]:
+    """Set right what is missing of an attachment whose namespace lives; return in words what was.
 
-    Only what is ours is looked at: further addresses and routes, another MTU or MAC, are another's business.
+    `outside_lacks` says whether the host's side is to be set up again: who looks at many attachments finds
+    that out for all at once.
+    Only what is ours is looked at: further addresses and routes, another MTU or MAC, are another's business,
+    and so is a default route that leads elsewhere.
     """
     with netns:
         pod = Netlink()
@@ -245,32 +247,44 @@ def repair(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> bool:
         inside, outside = get_link(pod, entry.interface), get_link(netlink, entry.host)
         if inside is None or outside is None:
             if inside is not None:
-                return False  # a foreign interface by that name
+                return []  # a foreign interface by that name
             if outside is not None:
                 remove(netlink, [entry.host])
             _make(netlink, pod, entry, netns, mtu)
-            return True
-        wrong = False
-        if differences := pod_differences(pod, inside, entry, entry.addresses):
-            _run(pod, _pod_side(entry, inside.index, bytes.fromhex(outside.mac.replace(":", ""))))
-            wrong = bool(differences)
-        if host_differences(netlink, outside, entry):
-            batch = _host_side(entry, outside.index)
-            _run(netlink, batch)
-            wrong = True
-        return wrong
+            return [f"the link {entry.host} was gone"]
+        found = pod_differences(pod, inside, entry, outside.mac)
+        if found:
+            skip = {each.destination.version for each in _defaults(pod)}
+            _run(pod, _pod_side(entry, inside.index, bytes.fromhex(outside.mac.replace(":", "")), skip))
+        if outside_lacks:
+            _run(netlink, _host_side(entry, outside.index))
+            found.append(f"{entry.host} was down, or lacked a route or neighbour")
+        return found
 
 
-def pod_differences(pod: Netlink, inside: Link, entry: Entry, addresses: Iterable[Address]) -> list[str]:
+def _defaults(pod: Netlink) -> list[Route]:
+    return [route for route in list_routes(pod) if not route.destination.prefixlen]
+
+
+def pod_differences(pod: Netlink, inside: Link, entry: Entry, host_mac: str) -> list[str]:
     """Return in words what the pod's side lacks."""
     found = [] if inside.up else [f"interface {entry.interface} is down"]
     have = {each.interface.ip for each in list_addresses(pod, inside.index)}
-    routes = [route for route in list_routes(pod) if not route.destination.prefixlen]
-    for address in addresses:
+    routes = list_routes(pod)
+    known = {each.address: each.mac.hex(":") for each in list_neighbours(pod, inside.index)}
+    for address in entry.addresses:
+        gateway = GATEWAYS[address.version]
         if address not in have:
             found.append(f"interface {entry.interface} lacks the address {address}")
-        if not any(route.destination.version == address.version for route in routes):
+        defaults = [r for r in routes if r.destination == DEFAULTS[address.version]]
+        if not defaults:
             found.append(f"the sandbox has no IPv{address.version} default route")
+        elif not any(r.gateway == gateway and r.device == inside.index for r in defaults):
+            continue  # somebody leads the pod's traffic elsewhere
+        if not any(r.destination == _single(gateway) and r.device == inside.index for r in routes):
+            found.append(f"the sandbox has no route to its gateway {gateway}")
+        if known.get(gateway) != host_mac:
+            found.append(f"the sandbox does not know the link-layer address of its gateway {gateway}")
     return found
 
 

@@ -17,7 +17,7 @@ from crossedge.cni.local import make_host
 from crossedge.cni.node import Node, Paths, read_node, write_node
 from crossedge.cni.output import echo_json, table
 from crossedge.cni.recovery import recover, vanished
-from crossedge.cni.spec import CniError
+from crossedge.cni.spec import CniError, mismatch
 from crossedge.host.links import get_link
 from crossedge.wire.bundle import Bundle
 from crossedge.wire.errors import CrossedgeError
@@ -42,11 +42,25 @@ def cni(ctx: click.Context, root: Path) -> None:
 
 @cni.command()
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Bundle with the prefixes.")
+@click.option(
+    "--pod-cidr",
+    "pod_cidrs",
+    multiple=True,
+    metavar="PREFIX",
+    help="What Kubernetes believes (Node.spec.podCIDRs); refused unless the certificate has it. Repeatable.",
+)
 @click.option("--no-portmap", is_flag=True, help="Leave portmap out of the chain.")
 @click.option("--now", is_flag=True, help="Write the configuration though meshd is not ready.")
 @as_json
 @click.pass_obj
-def install(paths: Paths, bundle: Path | None, no_portmap: bool, now: bool, as_json: bool) -> None:
+def install(
+    paths: Paths,
+    bundle: Path | None,
+    pod_cidrs: tuple[str, ...],
+    no_portmap: bool,
+    now: bool,
+    as_json: bool,
+) -> None:
     """Put the plugin and its configuration where container runtimes look for them.
 
     Runtimes take a node that has the configuration for ready. Where meshd is not, the configuration is
@@ -63,6 +77,9 @@ def install(paths: Paths, bundle: Path | None, no_portmap: bool, now: bool, as_j
     prefixes = found.certificate.prefixes
     if not prefixes:
         raise click.ClickException(f"{file}: the certificate of {found.certificate.name} has no pod prefix")
+    for text in pod_cidrs:
+        if text not in map(str, prefixes):
+            raise click.ClickException(f"podCIDR {text} is no pod prefix of this node; {mismatch(prefixes)}")
     write_node(paths, Node(prefixes))
     written = installation.install(paths, portmap=not no_portmap, ready=now)
     if paths.prepared in written and installation.is_ready(paths) and installation.publish(paths):
@@ -86,13 +103,21 @@ def install(paths: Paths, bundle: Path | None, no_portmap: bool, now: bool, as_j
 @as_json
 @click.pass_obj
 def uninstall(paths: Paths, as_json: bool) -> None:
-    """Remove the plugin and its configuration; pods that run, and their addresses, stay."""
-    removed = installation.uninstall(paths)
+    """Remove the plugin, its configuration and, once no pod has an address, what it keeps of them."""
+    with ExitStack() as stack:
+        live = len(make_host(stack, paths).store.look().live) if paths.state.exists() else 0
+    removed = installation.uninstall(paths, state=not live)
     if as_json:
-        echo_json({"removed": removed})
+        echo_json({"removed": removed, "attachments": live})
         return
     for path in removed:
         click.echo(f"removed {path}")
+    if live:
+        click.echo(
+            f"kept {paths.state}: pods of {live} attachments have addresses; uninstall again without them"
+        )
+    elif not removed:
+        click.echo("nothing to remove")
 
 
 @cni.command()
@@ -100,11 +125,12 @@ def uninstall(paths: Paths, as_json: bool) -> None:
 @click.pass_obj
 def ips(paths: Paths, as_json: bool) -> None:
     """List the addresses that are in use, or cool down before they are given out again."""
+    rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        host = make_host(stack, paths)
-        with host.store.transaction() as change:
-            change.ledger.expire(change.now)
-            rows = [shown(entry) for entry in change.ledger.entries.values()]
+        if paths.state.exists():
+            with make_host(stack, paths).store.transaction() as change:
+                change.ledger.expire(change.now)
+                rows = [shown(entry) for entry in change.ledger.entries.values()]
     if as_json:
         echo_json(rows)
         return
@@ -127,7 +153,8 @@ def check(ctx: click.Context, as_json: bool) -> None:
     with ExitStack() as stack:
         host = make_host(stack, ctx.obj)
         problems = [*_installation_problems(ctx.obj)]
-        for entry in host.store.look().live.values():
+        live = host.store.look().live.values() if ctx.obj.state.exists() else ()
+        for entry in live:
             name = f"{entry.container}/{entry.interface}"
             if vanished(entry, host.netlink()):
                 problems.append(f"{name} is gone and still has {', '.join(map(str, entry.addresses))}")
@@ -146,10 +173,14 @@ def _installation_problems(paths: Paths) -> Iterable[str]:
             yield f"{path} waits for meshd to be ready"
         else:
             yield f"{path} is missing: crossedge-cni install writes it"
-    if paths.binary.exists() and paths.binary.read_bytes() != installation.binary_text(paths):
+    if paths.binary.exists() and not installation.is_current(paths):
         yield f"{paths.binary} is of another version: crossedge-cni install renews it"
-    node = read_node(paths)
-    for prefix in node.prefixes:
+    try:
+        prefixes = read_node(paths).prefixes
+    except CniError as error:
+        yield f"{error.message}: {error.details}" if error.details else error.message
+        prefixes = ()
+    for prefix in prefixes:
         first, last = bounds(prefix)
         if last < first:
             yield f"prefix {prefix} has no address for a pod"
@@ -195,7 +226,8 @@ def main() -> None:
     try:
         cni(prog_name="crossedge-cni")
     except (CniError, CrossedgeError) as error:
-        click.echo(f"crossedge-cni: {error}", err=True)
+        details = error.details if isinstance(error, CniError) else ""
+        click.echo(f"crossedge-cni: {error}" + (f": {details}" if details else ""), err=True)
         raise SystemExit(2) from error
     except OSError as error:
         click.echo(f"crossedge-cni: {error}", err=True)

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from crossedge.cni import device, spec
-from crossedge.cni.commands import Host, answer, sweep
+from crossedge.cni.commands import Host, answer, settle, sweep
 from crossedge.cni.ipam import SUSPICION
 from crossedge.cni.keeper import Keeper
 from crossedge.cni.node import Node, Paths, boot_id, write_node
@@ -91,6 +91,7 @@ class CniServer:
             own=self._own.inode,
             reap=self._doomed.set,
             health=health,
+            kernel=threading.Lock(),
         )
         self._keeper = Keeper(self.host, self._in_background)
         self.served: Counter[str] = Counter()
@@ -207,6 +208,7 @@ class CniServer:
         self._in_background(self._recover)
 
     def _recover(self) -> None:
+        settle(self.host)
         for entry in recover(self.store, self._netlink()):
             log.warning(
                 "freed %s of %s/%s, which is gone",
@@ -231,19 +233,19 @@ class CniServer:
                 return
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             process, user, _ = struct.unpack("3i", credentials)
-            if user not in (0, os.geteuid()) or self._waiting >= WAITING:
+            if self._waiting >= WAITING:
                 self.served["turned away"] += 1
                 sock.close()
                 continue
             with self._counting:
                 self._waiting += 1
-            pool.submit(self._serve, sock, process)
+            pool.submit(self._serve, sock, process, user)
 
-    def _serve(self, sock: socket.socket, process: int) -> None:
+    def _serve(self, sock: socket.socket, process: int, user: int) -> None:
         try:
             with sock:
                 sock.settimeout(TIMEOUT)
-                self._converse(sock, process)
+                self._converse(sock, process, user)
         except OSError as error:
             log.info("a request ended early: %s", error)
         except Exception:  # a fault in one request must not end the daemon; the shim does it locally
@@ -252,7 +254,7 @@ class CniServer:
             with self._counting:
                 self._waiting -= 1
 
-    def _converse(self, sock: socket.socket, process: int) -> None:
+    def _converse(self, sock: socket.socket, process: int, user: int) -> None:
         head, ancillary, _, _ = sock.recvmsg(HEAD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         with ExitStack() as stack:
             netns = _received(ancillary)
@@ -266,6 +268,9 @@ class CniServer:
                 raise OSError("not a request of this version's shim")
             variables = _variables(_exactly(sock, variables_length))
             stdin = _exactly(sock, stdin_length)
+            if user not in (0, os.geteuid()):  # whatever the mode of the socket became
+                self._refuse(sock, user)
+                return
             since = None
             if variables.get("CNI_COMMAND") == "GC":
                 with suppress(OSError):
@@ -276,6 +281,12 @@ class CniServer:
             with self._counting:
                 self.served[command if command in spec.COMMANDS else "unknown"] += 1
         sock.sendall(ANSWER.pack(status, len(output)) + output)
+
+    def _refuse(self, sock: socket.socket, user: int) -> None:
+        with self._counting:
+            self.served["refused"] += 1
+        output = CniError(spec.REFUSED, f"meshd refuses user {user}: the plugin must be run by root").encode()
+        sock.sendall(ANSWER.pack(1, len(output)) + output)
 
 
 def _received(ancillary: list[tuple[int, int, bytes]]) -> Namespace | None:

@@ -106,6 +106,8 @@ def main() -> int:
     variables = b"".join(k + b"=" + v + b"\0" for k, v in environment.items() if k.startswith(b"CNI_"))
     try:
         return ask(token, variables, stdin, netns)
+    except PermissionError:
+        return fail(104, f"{SOCKET} refuses user {posix.geteuid()}: the plugin must be run by root")
     except OSError:
         pass
     try:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from crossedge.host.netlink import Address
+from crossedge.host.netlink import Address, Network
 
 VERSIONS: Final = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST: Final = VERSIONS[-1]
@@ -39,6 +39,8 @@ CHANGED: Final = 102
 """Ours: CHECK found something missing or changed."""
 INCOMPLETE: Final = 103
 """Ours: GC could not free all that it should."""
+REFUSED: Final = 104
+"""Ours: whoever runs the plugin may not; the shim says so too."""
 
 COMMANDS: Final = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 REQUIRED: Final = {
@@ -172,7 +174,7 @@ def parse_config(stdin: bytes) -> Config:
     """
     try:
         data = json.loads(stdin)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CniError(UNDECODABLE, f"the network configuration is no JSON: {error}") from None
     if not isinstance(data, dict):
         raise CniError(UNDECODABLE, "the network configuration is no JSON object")
@@ -215,12 +217,10 @@ def parse_wishes(environment: Environment, config: Config) -> Wishes:
     """Return what is asked for: runtimeConfig stands above args, args above CNI_ARGS.
 
     Raises:
-        CniError: code 4 (CNI_ARGS), 7 (the configuration), 2 (a field that we cannot honour).
+        CniError: code 4 (CNI_ARGS), 7 (the configuration).
     """
     arguments = _arguments(environment.arguments)
     args, runtime = config.section("args", "cni"), config.section("runtimeConfig")
-    if runtime.get("ipRanges"):
-        raise CniError(UNSUPPORTED_FIELD, "runtimeConfig.ipRanges: the node's certificate decides its ranges")
     addresses: tuple[Address, ...] = ()
     if text := arguments.get("IP"):
         addresses = _addresses(text.split(","), "IP in CNI_ARGS", BAD_ENVIRONMENT)
@@ -235,6 +235,39 @@ def parse_wishes(environment: Environment, config: Config) -> Wishes:
             mac = _mac(text, label, BAD_CONFIG)
     names = [arguments[key] for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME") if key in arguments]
     return Wishes(addresses, mac, _dns(config, runtime), "/".join(names))
+
+
+def check_ranges(config: Config, prefixes: Collection[Network]) -> None:
+    """Check that what the orchestrator believes to be this node's prefixes are those of its certificate.
+
+    Raises:
+        CniError: code 2 (runtimeConfig.ipRanges), 7 (podCIDRs of the configuration), naming both.
+    """
+    ranges = config.section("runtimeConfig").get("ipRanges") or []
+    try:
+        subnets = [each["subnet"] for group in ranges for each in group]
+    except (TypeError, KeyError):
+        raise CniError(BAD_CONFIG, "runtimeConfig.ipRanges is no list of lists of {subnet}") from None
+    given = config.data.get("podCIDRs") or []
+    for code, label, texts in (
+        (UNSUPPORTED_FIELD, "runtimeConfig.ipRanges", subnets),
+        (BAD_CONFIG, "podCIDRs", given if isinstance(given, list) else [given]),
+    ):
+        for text in texts:
+            try:
+                found = ipaddress.ip_network(text)
+            except ValueError:
+                raise CniError(BAD_CONFIG, f"{label}: {text!r} is no prefix") from None
+            if found not in prefixes:
+                raise CniError(code, f"{label} {found} is no pod prefix of this node", mismatch(prefixes))
+
+
+def mismatch(prefixes: Collection[Network]) -> str:
+    """Return what is to be said where others believe in other prefixes."""
+    return (
+        f"its certificate has {', '.join(map(str, prefixes))}: set Node.spec.podCIDRs to that, "
+        "and run kube-controller-manager with --allocate-node-cidrs=false"
+    )
 
 
 def _arguments(text: str) -> dict[str, str]:

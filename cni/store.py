@@ -12,13 +12,14 @@ Lock first, then clock: the time of a change is read under the lock, so later ch
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -99,6 +100,19 @@ class Store:
         with self.transaction() as change:
             return change.ledger
 
+    def check(self) -> None:
+        """See that it can be written, as far as that can be told without writing; code 5 as `transaction`."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            space = os.statvfs(self._directory)
+        except OSError as error:
+            raise self._failure(error) from error
+        number = errno.EROFS if space.f_flag & os.ST_RDONLY else 0
+        if space.f_blocks and not space.f_bfree:
+            number = errno.ENOSPC
+        if number:
+            raise self._failure(OSError(number, os.strerror(number)))
+
     def sync(self) -> None:
         """Make all that was put so far durable; those who wait together are served by one flush."""
         with self._mutex:
@@ -128,9 +142,7 @@ class Store:
         """Hold an attachment, against every other process and thread; False if not `wait` and it is held."""
         number = zlib.crc32("\0".join(key).encode()) % STRIPES
         try:
-            descriptor = os.open(
-                self._directory / f"{LOCK}.{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            descriptor = _opened(self._directory / f"{LOCK}.{number}")
         except FileNotFoundError:
             with self._mutex:
                 try:
@@ -169,7 +181,7 @@ class Store:
             os.close(self._lock)
             self._lock = -1
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = _opened(path)
 
     def _refresh(self) -> None:
         """Read what others have appended, or all of a log that was replaced."""
@@ -182,7 +194,7 @@ class Store:
             if self._log >= 0:
                 os.close(self._log)
                 self._log = -1
-            self._log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._log = _opened(path, os.O_APPEND)
             self._inode = os.fstat(self._log).st_ino
             self._directory_dirty = True
             self._offset = self._lines = 0
@@ -205,7 +217,11 @@ class Store:
         if self._damaged or self._lines > REWRITE + 2 * len(self.ledger.entries):
             self.ledger.expire(self._clock())
             if self._damaged or self._lines > REWRITE + 2 * len(self.ledger.entries):
-                self._rewrite()
+                try:
+                    self._rewrite()
+                except OSError as error:
+                    if error.errno not in (errno.EROFS, errno.ENOSPC):
+                        raise  # else the log stays as long as it is
 
     def _take(self, data: bytes) -> None:
         for line in data.split(b"\n"):
@@ -232,11 +248,14 @@ class Store:
     def _append(self, entries: list[Entry]) -> None:
         data = b"".join(map(_line, entries))
         try:
+            if not fcntl.fcntl(self._log, fcntl.F_GETFL) & os.O_RDWR:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             written = os.write(self._log, data)
             if written != len(data):
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            os.ftruncate(self._log, self._offset)
+            with suppress(OSError):  # a read-only file has nothing to be taken back
+                os.ftruncate(self._log, self._offset)
             raise self._failure(error) from error
         self._offset += len(data)
         self._lines += len(entries)
@@ -257,6 +276,18 @@ class Transaction:
         """Store an entry in place of the one with its serial number."""
         self.put_entries.append(entry)
         return entry
+
+
+def _opened(path: Path, flags: int = 0) -> int:
+    """Open a file to be locked, read and written, and made if missing; only to be read where it must be."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise
 
 
 def _line(entry: Entry) -> bytes:

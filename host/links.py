@@ -39,16 +39,22 @@ IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+IFLA_LINK_NETNSID = 37
 IFLA_GSO_MAX_SIZE = 41
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INET6_ADDR_GEN_MODE = 8
 VETH_INFO_PEER = 1
+RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_MODE_NONE = 1
+MADE = 0xFFFFFFFF
+"""What the kernel tells for the flags that changed (`ifi_change`) when a link was made."""
 NAME_LIMIT = 15
 """Longest name of a link, in bytes."""
 
 GONE = frozenset({errno.ENODEV})
+BRIEF = attribute_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
 
@@ -69,6 +75,8 @@ class Link:
     """Index of the lower link or, for a veth, of its other end (in that end's namespace); 0 if none."""
     group: int = 0
     """Number under which links are changed or deleted together; 0 is everybody's."""
+    namespace: int = -1
+    """Id that the namespace of the lower link or other end has here; -1 if that is this one."""
 
     @property
     def up(self) -> bool:
@@ -206,7 +214,7 @@ def get_link(netlink: Netlink, link: int | str) -> Link | None:
     else:
         body = IFINFO.pack(0, 0, 0, 0, 0) + attribute_text(IFLA_IFNAME, check_name(link))
     try:
-        replies = netlink.get(RTM_GETLINK, body, f"look up link {link}")
+        replies = netlink.get(RTM_GETLINK, body + BRIEF, f"look up link {link}")
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return None
@@ -216,7 +224,7 @@ def get_link(netlink: Netlink, link: int | str) -> Link | None:
 
 def list_links(netlink: Netlink) -> list[Link]:
     """Return all links of the namespace."""
-    replies = netlink.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0), "list links")
+    replies = netlink.dump(RTM_GETLINK, IFINFO.pack(0, 0, 0, 0, 0) + BRIEF, "list links")
     return [parse_link(reply) for reply in replies if reply.kind == RTM_NEWLINK]
 
 
@@ -241,4 +249,5 @@ def parse_link(reply: Reply) -> Link:
         master=number(IFLA_MASTER),
         peer=number(IFLA_LINK),
         group=number(IFLA_GROUP),
+        namespace=number(IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in found else -1,
     )

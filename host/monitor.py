@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from crossedge.host import addresses, links, neighbours, routes, rules
 from crossedge.host.addresses import LinkAddress
+from crossedge.host.bpf import Program, attach
 from crossedge.host.links import Link
 from crossedge.host.neighbours import Neighbour
 from crossedge.host.netlink import (
@@ -77,7 +78,7 @@ class NftEvent(NamedTuple):
 class _Socket:
     """A subscribed netlink socket on an event loop."""
 
-    def __init__(self, protocol: int, groups: Iterable[int]) -> None:
+    def __init__(self, protocol: int, groups: Iterable[int], only: Program = ()) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
@@ -85,6 +86,8 @@ class _Socket:
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         try:
+            if only:
+                attach(self._socket, only)
             self._socket.bind((0, 0))
             for group in groups:
                 self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
@@ -130,9 +133,11 @@ class _Socket:
 class Monitor(_Socket):
     """Calls back for each change of the kinds that were asked for, in the namespace where it was made."""
 
-    def __init__(self, callback: Callable[[Event], None], kinds: Iterable[str] = ROUTE_GROUPS) -> None:
-        """Subscribe at once, so that nothing between this and `start` is missed."""
-        super().__init__(NETLINK_ROUTE, [group for kind in kinds for group in ROUTE_GROUPS[kind]])
+    def __init__(
+        self, callback: Callable[[Event], None], kinds: Iterable[str] = ROUTE_GROUPS, only: Program = ()
+    ) -> None:
+        """Subscribe at once, so that nothing between this and `start` is missed; `only` as a filter."""
+        super().__init__(NETLINK_ROUTE, [group for kind in kinds for group in ROUTE_GROUPS[kind]], only)
         self._callback = callback
 
     def _handle(self, reply: Reply) -> None:

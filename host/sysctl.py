@@ -6,12 +6,14 @@ Those below net/ are of the calling thread's network namespace.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path("/proc/sys")
+VALUE_LIMIT = 4096
 FORWARDING = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ipv6"}
 """Sysctls that the kernel carries on to others, and their family."""
 
@@ -19,14 +21,22 @@ FORWARDING = {"net/ipv4/ip_forward": "ipv4", "net/ipv6/conf/all/forwarding": "ip
 def read(name: str) -> str | None:
     """Return the value of a sysctl; None where the kernel has none of that name."""
     try:
-        return (ROOT / name).read_text().strip()
+        descriptor = os.open(f"{ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    try:
+        return os.read(descriptor, VALUE_LIMIT).decode().strip()
+    finally:
+        os.close(descriptor)
 
 
 def write(name: str, value: str) -> None:
     """Set a sysctl; raises `OSError`."""
-    (ROOT / name).write_text(value)
+    descriptor = os.open(f"{ROOT}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
 
 
 class Change(NamedTuple):

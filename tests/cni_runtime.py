@@ -151,16 +151,23 @@ class Node_:
         self.plugin = Plugin(self.paths.binary, "crossedge")
         self.daemon: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
+    def start(self, *through: str) -> None:
+        """Start the daemon; `through` is a command that starts it."""
         self.daemon = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("cni_daemon.py")), str(self.root), *self.prefixes],
+            [
+                *through,
+                sys.executable,
+                str(Path(__file__).with_name("cni_daemon.py")),
+                str(self.root),
+                *self.prefixes,
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
         with suppress(PermissionError):  # or a crowd of callers that work locally would starve it
             os.setpriority(os.PRIO_PROCESS, self.daemon.pid, -10)
         assert self.daemon.stdout is not None
-        ready, _, _ = select.select([self.daemon.stdout], [], [], 20)
+        ready, _, _ = select.select([self.daemon.stdout], [], [], 60)
         assert ready
         assert self.daemon.stdout.readline() == "ready\n"
 

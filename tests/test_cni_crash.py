@@ -7,76 +7,20 @@ files, locks, netlink, namespaces, sysctls. Every n is tried.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import ipaddress
 import json
 import os
-import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from crossedge.cni import local
 from crossedge.cni.node import Node
 from crossedge.cni.serve import CniServer
-from crossedge.host import namespaces, sysctl
 from tests.cni_runtime import PREFIXES, Node_, Pod, eventually, pods
+from tests.cni_steps import Steps, request
 
 pytestmark = pytest.mark.namespaces
-
-WATCHED: list[tuple[Any, tuple[str, ...]]] = [
-    (
-        os,
-        ("open", "write", "fsync", "fdatasync", "replace", "unlink", "mkdir", "ftruncate", "fchmod", "pread"),
-    ),
-    (os, ("stat", "fstat")),
-    (fcntl, ("flock",)),
-    (socket.socket, ("send", "recv", "bind")),
-    (namespaces, ("setns",)),
-    (sysctl, ("write",)),
-]
-
-
-class Steps:
-    """Counts the calls of what is watched, and kills this process before the one that was chosen."""
-
-    def __init__(self, fatal: int) -> None:
-        self.fatal = fatal
-        self.count = 0
-
-    def watch(self) -> None:
-        for module, names in WATCHED:
-            for name in names:
-                setattr(module, name, self._counted(getattr(module, name)))
-
-    def step(self) -> None:
-        if self.count == self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.count += 1
-
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.step()
-            return function(*args, **kwargs)
-
-        return counted
-
-
-def request(node: Node_, command: str, pod: Pod) -> tuple[int, bytes]:
-    """Do what the binary does when the daemon is down, in this process."""
-    variables = {
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": pod.id,
-        "CNI_NETNS": pod.path,
-        "CNI_IFNAME": "eth0",
-    }
-    config = node.plugin.configuration("1.1.0")
-    if command == "GC":
-        config["cni.dev/valid-attachments"] = []
-    return local.run(node.paths, variables, json.dumps(config).encode())
 
 
 def killed(node: Node_, command: str, pod: Pod, fatal: int) -> int | None:

@@ -39,15 +39,21 @@ class Hammer:
     """Containers that a runtime would list as valid: of every ADD that is under way or has ended well."""
     steps: int = 0
     kills: int = 0
+    takes: float = 0.1
+    """Seconds that a request takes, on average."""
     failures: list[str] = field(default_factory=list)
 
     def call(self, command: str, pod: Pod, kill_after: float | None, **extra: Any) -> tuple[int, bytes]:
+        """Run one request; `kill_after` is a share of what one takes at present."""
         child = self.started(command, pod)
+        begin = time.monotonic()
         config = json.dumps(self.node.plugin.configuration("1.1.0", **extra)).encode()
         if kill_after is not None:
-            threading.Timer(kill_after, child.kill).start()
+            threading.Timer(kill_after * self.takes, child.kill).start()
             self.kills += 1
-        output, _ = child.communicate(config, timeout=120)
+        output, _ = child.communicate(config, timeout=300)
+        if kill_after is None:
+            self.takes += (time.monotonic() - begin - self.takes) / CALLERS
         return child.returncode, output
 
     def started(self, command: str, pod: Pod) -> subprocess.Popen[bytes]:
@@ -96,7 +102,7 @@ class Hammer:
             listed = [{"containerID": container, "ifname": "eth0"} for container in self.wanted]
             child = self.started("GC", pod)
         config = self.node.plugin.configuration("1.1.0", **{"cni.dev/valid-attachments": listed})
-        output, _ = child.communicate(json.dumps(config).encode(), timeout=120)
+        output, _ = child.communicate(json.dumps(config).encode(), timeout=300)
         if child.returncode:
             self.failures.append(f"GC: {output!r}")
 
@@ -117,9 +123,17 @@ class Hammer:
 
 
 @pytest.mark.slow
-def test_hammer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("served", "operations"),
+    [
+        pytest.param(True, OPERATIONS, id="daemon"),
+        pytest.param(False, OPERATIONS // 4, id="local"),  # each starts a Python with all of the plugin
+    ],
+)
+def test_hammer(tmp_path: Path, served: bool, operations: int) -> None:
     node = Node_(tmp_path, ("10.160.0.0/23", "fd00:0:0:1::/64"))
-    node.start()
+    if served:
+        node.start()
     hammer = Hammer(node)
     with pods(CALLERS) as made, ExitStack() as finish:
         finish.callback(node.stop)
@@ -127,10 +141,10 @@ def test_hammer(tmp_path: Path) -> None:
         def caller(number: int) -> None:
             chance = random.Random(number)
             pod, attached = made[number], False
-            for _ in range(OPERATIONS // CALLERS + 1):
+            for _ in range(operations // CALLERS + 1):
                 if hammer.failures:
                     return
-                kill_after = chance.uniform(0.0, 0.1) if chance.random() < KILLED_CALLS else None
+                kill_after = chance.uniform(0.0, 1.2) if chance.random() < KILLED_CALLS else None
                 if chance.random() < 0.05:
                     hammer.collect(pod)
                 elif attached:
@@ -149,15 +163,16 @@ def test_hammer(tmp_path: Path) -> None:
                 time.sleep(0.3)
                 node.start()
 
-        killing = threading.Thread(target=killer)
+        killing = threading.Thread(target=killer if served else ended.wait)
         killing.start()
         with ThreadPoolExecutor(CALLERS) as pool:
             list(pool.map(caller, range(CALLERS)))
         ended.set()
         killing.join()
         assert not hammer.failures, hammer.failures[:5]
-        assert hammer.steps >= OPERATIONS
-        print(f"{hammer.steps} operations, {hammer.kills} callers and {KILLED_DAEMONS} daemons killed")
+        assert hammer.steps >= operations
+        daemons = KILLED_DAEMONS if served else 0
+        print(f"{hammer.steps} operations, {hammer.kills} callers and {daemons} daemons killed")
         hammer.wanted.clear()
         for pod in made:
             hammer.delete(pod, None)

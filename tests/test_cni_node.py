@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crossedge.host.links import VethEnd, add_veth, delete_link, get_link
+from crossedge.host.links import get_link
 from crossedge.host.namespaces import mount, unmount
-from crossedge.host.netlink import Batch, Netlink
-from tests.cni_runtime import Answer, Node_, Pod, eventually, our_links, pods
+from crossedge.host.netlink import Netlink
+from tests.cni_runtime import Answer, Node_, Pod, eventually, pods
 
 pytestmark = pytest.mark.namespaces
 
@@ -287,102 +285,11 @@ def test_status_is_51_while_no_peer_is_reachable_and_gates_nothing(served: Node_
 # Faults of the machine
 
 
-def test_foreign_link_of_the_hosts_name_is_an_error_and_stays(node: Node_, pod: Pod) -> None:
-    name = node.plugin.add(pod).ok().json["interfaces"][0]["name"]
-    node.plugin.delete(pod).ok()
-    assert eventually(lambda: not our_links())
-    with Netlink() as netlink:
-        batch = Batch()
-        add_veth(batch, VethEnd(name), VethEnd("foreign"))
-        netlink.run(batch)
-        answer = node.plugin.add(pod)
-        assert answer.code == 100
-        assert name in answer.json["msg"]
-        assert get_link(netlink, "foreign") is not None
-        assert not node.live()
-        assert pod.links() == set()
-        batch = Batch()
-        delete_link(batch, name)
-        netlink.run(batch)
-
-
-def test_state_that_cannot_be_used_is_code_5(tmp_path: Path, pod: Pod) -> None:
-    node = Node_(tmp_path)
-    mount("tmpfs", str(node.paths.state), "tmpfs", 1)  # read-only
-    try:
-        # What is known of the node is hidden too: STATUS says so, ADD is to be tried later.
-        assert node.plugin.add(pod).code == 11
-    finally:
-        unmount(str(node.paths.state))
-    node.paths.state.joinpath("attachments.log").mkdir()
-    answer = node.plugin.add(pod)
-    assert answer.code == 5
-    assert str(node.paths.state) in answer.json["msg"]
-    assert status(node).code == 50
-    assert pod.links() == set()
-    node.plugin.delete(pod)
-    node.paths.state.joinpath("attachments.log").rmdir()
-
-
-def test_full_disk_is_code_5_for_add_and_no_error_for_del(tmp_path: Path, pod: Pod) -> None:
-    node = Node_(tmp_path)
-    text = node.paths.node.read_bytes()
-    mount("tmpfs", str(node.paths.state), "tmpfs", 0, "size=64k")
-    try:
-        node.paths.node.write_bytes(text)
-        node.plugin.add(pod).ok()
-        filler = node.paths.state / "filler"
-        descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
-        with suppress(OSError):
-            while True:
-                os.write(descriptor, bytes(4096))
-        os.close(descriptor)
-        log = node.paths.state / "attachments.log"
-        size = log.stat().st_size
-        with log.open("ab") as opened:  # up to the end of its page, whose rest costs no space
-            opened.write(b"\n" * (4096 - size % 4096))
-        with pods() as (other,):
-            assert node.plugin.add(other).code == 5
-            assert other.links() == set()
-        node.plugin.delete(pod).ok()
-        assert pod.links() == set()
-        filler.unlink()
-        clear(node)
-        assert not node.live()
-    finally:
-        unmount(str(node.paths.state))
-
-
-@pytest.mark.parametrize("text", ['{"prefixes": ["10.160.1.0/33"]}', '{"prefixes": 7}', "nonsense"])
-def test_bad_prefix_is_code_7_and_names_the_file(tmp_path: Path, pod: Pod, text: str) -> None:
-    node = Node_(tmp_path)
-    node.paths.node.write_text(text)
-    answer = node.plugin.add(pod)
-    assert answer.code == 7
-    assert str(node.paths.node) in answer.json["msg"]
-    assert pod.links() == set()
-
-
 def test_node_without_a_prefix_is_code_11_and_status_50(tmp_path: Path, pod: Pod) -> None:
     node = Node_(tmp_path)
     node.paths.node.unlink()
     assert node.plugin.add(pod).code == 11
     assert status(node).code == 50
-
-
-def test_ipv6_off_in_the_kernel_is_one_clear_error(node: Node_, pod: Pod) -> None:
-    if node.daemon is not None:
-        node.stop()  # it lives in another mount namespace only if it is started after the mount
-    mount("tmpfs", "/proc/sys/net/ipv6", "tmpfs", 1)
-    try:
-        answer = node.plugin.add(pod)
-        assert answer.code == 101
-        assert "IPv6" in answer.json["msg"]
-        assert pod.links() == set()
-        assert not node.live()
-        assert status(node).code == 50
-    finally:
-        unmount("/proc/sys/net/ipv6")
 
 
 def test_reboot_frees_all_without_any_hand(tmp_path: Path) -> None:
@@ -482,6 +389,52 @@ def test_what_is_deleted_by_hand_is_back_within_a_second(served: Node_, harm: st
         assert pod.ip("link", "show", "eth0")[0]["address"] == result["interfaces"][1]["mac"]
         served.plugin.check(pod, result).ok()
         clear(served)
+
+
+HARMS_INSIDE = {
+    "link": "ip link del eth0",
+    "link-down": "ip link set eth0 down",
+    "address": "ip addr del {v4}/32 dev eth0",
+    "address-6": "ip addr del {v6}/128 dev eth0",
+    "all-addresses": "ip addr flush dev eth0",
+    "default-route": "ip route del default",
+    "default-route-6": "ip -6 route del default",
+    "gateway-route": "ip route flush dev eth0",
+    "neighbour": "ip neigh del 169.254.1.1 dev eth0",
+    "neighbour-6": "ip neigh del fe80::1 dev eth0",
+}
+
+
+@pytest.mark.parametrize("harm", HARMS_INSIDE)
+def test_what_is_deleted_inside_the_pod_is_back_within_a_second(served: Node_, harm: str) -> None:
+    with pods(2) as (pod, other):
+        result = served.plugin.add(pod).ok().json
+        served.plugin.add(other).ok()
+        v4, v6 = (each["address"].split("/")[0] for each in result["ips"])
+        assert other.run("ping", "-c1", "-W1", v4).returncode == 0
+        done = pod.run(*HARMS_INSIDE[harm].format(v4=v4, v6=v6).split())
+        assert done.returncode == 0, done.stderr
+        assert eventually(lambda: served.plugin.check(pod, result).status == 0)
+        for address in (v4, v6):
+            assert other.run("ping", "-c1", "-W1", address).returncode == 0
+        clear(served)
+
+
+def test_default_route_that_leads_elsewhere_is_left(served: Node_, pod: Pod) -> None:
+    result = served.plugin.add(pod).ok().json
+    v4 = result["ips"][0]["address"]
+    for command in (
+        "link add vpn0 type bridge",
+        "link set vpn0 up",
+        "addr add 192.0.2.1/24 dev vpn0",
+        "route replace default via 192.0.2.2",
+        f"addr del {v4} dev eth0",
+    ):
+        assert pod.run("ip", *command.split()).returncode == 0
+    assert eventually(lambda: v4.split("/")[0] in pod.addresses())
+    assert [each["gateway"] for each in pod.ip("-4", "route", "show", "default")] == ["192.0.2.2"]
+    served.plugin.check(pod, result).ok()
+    clear(served)
 
 
 def test_pods_keep_their_traffic_while_the_daemon_restarts(served: Node_) -> None:

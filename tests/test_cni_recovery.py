@@ -163,17 +163,37 @@ def test_command_shows_checks_and_frees(tmp_path: Path) -> None:
     assert json.loads(command(tmp_path, "gc", "--json")) == {"freed": [], "links": [], "suspects": []}
 
 
-def test_command_uninstalls_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_command_uninstalls_all_once_no_pod_has_an_address(tmp_path: Path) -> None:
     node = Node_(tmp_path)
     listed = json.loads(node.paths.conflist.read_text())
     assert listed["cniVersion"] == "1.0.0"
     assert listed["cniVersions"] == ["0.4.0", "1.0.0", "1.1.0"]
-    assert set(json.loads(command(tmp_path, "uninstall", "--json"))["removed"]) == {
-        str(node.paths.binary),
-        str(node.paths.conflist),
-    }
-    assert "install" in command(tmp_path, "check", status=1)
+    with pods() as (pod,):
+        node.plugin.add(pod).ok()
+        found = json.loads(command(tmp_path, "uninstall", "--json"))
+        assert set(found["removed"]) == {str(node.paths.binary), str(node.paths.conflist)}
+        assert found["attachments"] == 1
+        assert "1 attachments" in command(tmp_path, "uninstall")
+        Node_(tmp_path).plugin.delete(pod).ok()
+    assert str(node.paths.state) in command(tmp_path, "uninstall")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not node.paths.state.exists()
+    assert command(tmp_path, "uninstall") == "nothing to remove\n"
+
+
+def test_command_says_what_is_missing_and_makes_nothing(tmp_path: Path) -> None:
+    problems = json.loads(command(tmp_path, "check", "--json", status=1))["problems"]
+    assert [each for each in problems if "opt/cni/bin/crossedge is missing" in each]
+    assert [each for each in problems if "no pod prefix yet" in each]
     assert "joined a network" in command(tmp_path, "install", status=1)
+    assert command(tmp_path, "ips") == "none\n"
+    assert json.loads(command(tmp_path, "ips", "--json")) == []
+    assert not list(tmp_path.iterdir())
+    bad = tmp_path / "bad.bundle"
+    bad.write_text("nonsense")
+    assert str(bad) in command(tmp_path, "install", "--bundle", str(bad), status=1)
+    for name in ("install", "uninstall", "check", "gc", "ips"):
+        assert "--json" in command(tmp_path, name, "--help")
 
 
 def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
@@ -190,6 +210,14 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     crossedge("ca", "sign", str(request), "--rendezvous", rendezvous, "-o", str(bundle))
     found = json.loads(command(tmp_path, "install", "--bundle", str(bundle), "--json"))
     assert len(found["prefixes"]) == 2
+    assert json.loads(command(tmp_path, "check", "--json")) == {"problems": []}
+    match = ("--pod-cidr", found["prefixes"][0])
+    assert command(tmp_path, "install", "--bundle", str(bundle), *match)
+    said = command(
+        tmp_path, "install", "--bundle", str(bundle), *match, "--pod-cidr", "10.244.3.0/24", status=1
+    )
+    assert "10.244.3.0/24" in said
+    assert found["prefixes"][0] in said
     with pods() as (pod,):
         node = Node_.__new__(Node_)
         node.paths, node.root = Paths(tmp_path), tmp_path

@@ -149,9 +149,11 @@ def test_cnitool_add_check_del_with_cached_results(cnitool: CniTool, pod: Pod) -
     result = json.loads(cnitool("add", pod.path).stdout)
     assert pod.addresses() == {each["address"].split("/")[0] for each in result["ips"]}
     cnitool("check", pod.path)
+    cnitool.node.stop()  # which would set it right
     with pod.namespace:
         subprocess.run(["ip", "addr", "flush", "dev", "eth0", "scope", "global"], check=True)
     assert cnitool("check", pod.path, check=False).returncode
+    cnitool.node.start()
     cnitool("del", pod.path)
     assert not cnitool.node.live()
     cnitool("del", pod.path)
