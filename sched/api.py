@@ -138,7 +138,7 @@ def report_route(app: FastAPI, service: SchedulerService) -> None:
     buckets = Buckets(limits.reports_per_second, limits.reports_burst)
 
     async def take_report(request: Request) -> Response:
-        """Take a node's signed report: verified against the network's authority, applied as a whole or not."""
+        """Take a node's signed report: verified against the network's authority, applied whole or not."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != REPORT_TYPE:
             counters.add("reports_total", "content-type")
             raise ApiError(415, "content-type", f"expected {REPORT_TYPE}")

@@ -215,7 +215,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for group in groups["groups"]:
         some = ", ".join(group["members"][:6]) + (", ..." if group["size"] > 6 else "")
         result.append(f"  group {group['id']}: {group['size']} nodes around {group['medoid']}: {some}")
-    late = [node for node in found["nodes"]["nodes"] if node["state"] != "fresh"]
+    ages = [node for node in found["nodes"]["nodes"] if node["state"] != "fresh"]
     result += [
         f"  {node['name']}: {node['state']}, last report {node['report_age_s']:.0f} s ago"
         for node in ages[:20]
