@@ -28,6 +28,7 @@ from crossedge.sched.service import SchedulerService
 from crossedge.sched.trust import is_bearer
 from crossedge.wire.errors import IdentityError, WireError
 
+REPORT_TYPES: Final = (REPORT_TYPE, "application/octet-stream")
 TITLE: Final = "crossedge scheduler"
 ROUND_MAX: Final = 2**62
 STATUSES: Final = {"clock-skew": 422, "too-many-nodes": 503}
@@ -116,8 +117,12 @@ def add_faults(app: FastAPI) -> None:
     async def refused(_: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
-        name = error.error if isinstance(error, ApiError) else error.detail.lower().replace(" ", "-")
-        content = {"error": name, "detail": error.detail}
+        if isinstance(error, ApiError):
+            content = {"error": error.error, "detail": error.detail}
+        elif error.status_code == 400:  # FastAPI's own, for a body that it cannot parse
+            content = {"error": "malformed", "detail": "the body is not JSON in UTF-8"}
+        else:
+            content = {"error": error.detail.lower().replace(" ", "-"), "detail": error.detail}
         return JSONResponse(content, error.status_code, headers=dict(error.headers or {}))
 
     async def invalid(_: Request, error: Exception) -> Response:
@@ -139,7 +144,7 @@ def report_route(app: FastAPI, service: SchedulerService) -> None:
 
     async def take_report(request: Request) -> Response:
         """Take a node's signed report: verified against the network's authority, applied whole or not."""
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != REPORT_TYPE:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in REPORT_TYPES:
             counters.add("reports_total", "content-type")
             raise ApiError(415, "content-type", f"expected {REPORT_TYPE}")
         source = request.client.host if request.client is not None else ""
@@ -164,7 +169,8 @@ def report_route(app: FastAPI, service: SchedulerService) -> None:
             service.wake()
         return Response(status_code=204)
 
-    body = {"content": {REPORT_TYPE: {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    body = {"content": dict.fromkeys(REPORT_TYPES, schema), "required": True}
     app.add_api_route(
         REPORTS,
         take_report,

@@ -24,7 +24,8 @@ def extender_routes(service: SchedulerService, guard: list[Any]) -> APIRouter:
     router = APIRouter(prefix="/extender", tags=["kube-scheduler"], dependencies=guard)
     scheduler = service.scheduler
     refused: dict[int | str, dict[str, Any]] = {
-        400: {"model": answers.Fault, "description": "No ExtenderArgs, or annotations that make no sense"}
+        400: {"model": answers.Fault, "description": "No ExtenderArgs, or annotations that make no sense"},
+        413: {"model": answers.Fault, "description": "Too long"},
     }
 
     def answer(call: str, body: bytes, answered: Callable[[extender.Args, extender.Demand], Any]) -> Any:

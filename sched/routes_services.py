@@ -87,12 +87,13 @@ def service_routes(service: SchedulerService, guard: list[Any]) -> APIRouter:
             raise ApiError(404, "no-decision-yet", f"{name} is decided in the next round")
         return JSONResponse(held.decision)
 
+    bodies = {**fault(400, "The body is not JSON"), **fault(413, "Too long")}
     created: dict[int | str, dict[str, Any]] = {201: {"model": answers.ServiceAnswer, "description": "New"}}
     full = {**fault(409, "Too many services"), **fault(503, "It could not be written")}
 
     @router.put(
         "/v1/services/{name}",
-        responses={200: {"model": answers.ServiceAnswer}, **created, **denied, **full, **invalid},
+        responses={200: {"model": answers.ServiceAnswer}, **created, **denied, **full, **bodies, **invalid},
         dependencies=writing,
     )
     async def put_service(name: ServiceName, spec: ServiceSpec) -> Response:
@@ -125,7 +126,7 @@ def service_routes(service: SchedulerService, guard: list[Any]) -> APIRouter:
 
     @router.post(
         "/v1/placements",
-        responses={200: {"model": answers.DryRun}, **waiting, **invalid},
+        responses={200: {"model": answers.DryRun}, **waiting, **bodies, **invalid},
         dependencies=guard,
     )
     async def placements(request: DryRunRequest) -> Response:

@@ -65,14 +65,12 @@ def killer(directory: Path, steps: int) -> Callable[[str], None]:
 
 
 def driver(directory: Path) -> None:
-    """Kill a writer at its first step, then at its second, ... until one gets through; print what was seen."""
+    """Kill a writer at its first step, then at its second, ... until one gets through; print what is seen."""
     seen = []
     for attempt in range(400):
         child = os.fork()
         if child == 0:
-            history = opened(
-                directory, killer(directory, attempt // 2), days=1e-4 * 8
-            )  # 8.64 s of rounds a second apart: trimming too
+            history = opened(directory, killer(directory, attempt // 2), days=4e-5)
             if not history.services():
                 history.save_service(service_row(0))
             first = history.last_round()

@@ -274,7 +274,7 @@ async def test_a_report_is_believed_or_changes_nothing(world: World) -> None:
         assert world.service.scheduler.counters.get("reports_total", reason) == len(bodies)
     response = await post_report(client, bytes(MAX_REPORT + 1))
     assert (response.status_code, response.json()["error"]) == (413, "too-long")
-    response = await client.post("/v1/reports", content=good)
+    response = await client.post("/v1/reports", content=good, headers={"Content-Type": "application/json"})
     assert response.status_code == 415
     assert snapshot_of(world.service) == held
 
