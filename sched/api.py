@@ -199,11 +199,8 @@ def plain_routes(app: FastAPI, service: SchedulerService, guard: list[Any]) -> N
         """Say that the process answers."""
         return JSONResponse({"ok": True})
 
-    not_ready: dict[int | str, dict[str, Any]] = {
-        503: {"model": answers.Ready, "description": "Nothing can be decided yet"}
-    }
-
-    @app.get("/readyz", tags=["health"], responses={200: {"model": answers.Ready}, **not_ready})
+    # Not in the description: 503 is what a probe expects of it, and what nobody should expect of all else.
+    @app.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
         """Say whether there is a matrix to decide by."""
         why = reads.ready(service.scheduler, service.clock.now())

@@ -112,6 +112,19 @@ class HistorySettings(Settings):
     """Size of the database above which the oldest rounds are deleted."""
 
 
+class Kubernetes(Settings):
+    """Labels and annotations on the nodes of a Kubernetes cluster."""
+
+    label_nodes: bool = False
+    """Whether to keep crossedge.io/group and crossedge.io/coordinates on each node."""
+    url: str = Field(default="", pattern=r"^(https?://[^\s/]+)?$")
+    """The API server; "" is the one of the cluster that this runs in."""
+    token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    """Bearer token of the service account, read anew for each round."""
+    ca_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt")
+    """Certificate authority of the API server."""
+
+
 class Limits(Settings):
     """What strangers and clients can take."""
 
@@ -133,7 +146,7 @@ class SchedConfig(Settings):
     address are, and has a blocklist. It may be missing where `network` is there."""
     network: NetworkKey | None = None
     """CA key (base64) of the network, where there is no bundle."""
-    blocklists: tuple[Path, ...] = (Path("/var/lib/crossedge/meshd/blocklist"),)
+    blocklists: tuple[Path, ...] = (Path("/etc/crossedge/blocklist"),)
     """Signed blocklists to enforce beside the bundle's, as text or as bytes; looked at again when they
     change. One that is missing is no error."""
     listen: Annotated[tuple[Listen, ...], Field(min_length=1, max_length=8)] = (
@@ -156,6 +169,7 @@ class SchedConfig(Settings):
     nodes: Nodes = Nodes()
     history: HistorySettings = HistorySettings()
     limits: Limits = Limits()
+    kubernetes: Kubernetes = Kubernetes()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged to stderr."""
 

@@ -20,7 +20,7 @@ import uvloop
 from crossedge.sched.api import create_app
 from crossedge.sched.config import CONFIG_FILE, DEFAULT_PORT, SchedConfig, load_config, rooted
 from crossedge.sched.service import SchedulerService
-from crossedge.sched.trust import Trust, addresses, load_token, load_trust
+from crossedge.sched.trust import Trust, addresses, load_token, load_trust, token_path
 from crossedge.wire.errors import ConfigError
 
 BACKLOG: Final = 2048
@@ -141,8 +141,9 @@ def run(config_file: Path | None, root: Path, check_config: bool) -> None:
     """
     config, file = configuration(config_file, root)
     trust = load_trust(config, root, file)
-    if config.token_file is not None:
-        load_token(rooted(root, config.token_file))
+    path = token_path(config, root)
+    if path is not None:
+        load_token(path)
     if check_config:
         where = ", ".join(described(*address) for address in addresses(config, trust))
         click.echo(f"{file} is fine: {where}")
@@ -182,9 +183,8 @@ def fetched(server: str, path: str, token: bytes | None) -> dict[str, Any]:
 def show(config_file: Path | None, root: Path, server: str, as_json: bool) -> None:
     """Say how the running scheduler is: nodes, groups, services, and what is wrong."""
     config, file = configuration(config_file, root)
-    token = None
-    if config.token_file is not None and config.reads == "token":
-        token = load_token(rooted(root, config.token_file))
+    path = token_path(config, root) if config.reads == "token" else None
+    token = None if path is None else load_token(path)
     if not server:
         first = addresses(config, load_trust(config, root, file))
         server = f"{first[0][0]}:{first[0][1]}" if first else f"127.0.0.1:{DEFAULT_PORT}"

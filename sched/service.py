@@ -26,6 +26,7 @@ from crossedge.sched.config import SchedConfig, rooted
 from crossedge.sched.decision import Policy
 from crossedge.sched.groups import Grouping
 from crossedge.sched.history import History
+from crossedge.sched.kubernetes import KubernetesClient, KubernetesError, wanted
 from crossedge.sched.matrix import Ints
 from crossedge.sched.placement import PlacementError
 from crossedge.sched.rounds import Outcome, Task, run_round
@@ -40,7 +41,7 @@ from crossedge.sched.services import (
     problem_of,
     users_of,
 )
-from crossedge.sched.trust import Blocklists, Trust, load_token
+from crossedge.sched.trust import Blocklists, Trust, load_token, token_path
 
 SOON: Final = 5.0
 """Seconds between rounds while nodes are coming back."""
@@ -149,7 +150,8 @@ class SchedulerService:
         """
         self.config = config
         self.clock = clock or Clock()
-        self.token = None if config.token_file is None else load_token(rooted(root, config.token_file))
+        path = token_path(config, root)
+        self.token = None if path is None else load_token(path)
         self.history = History(rooted(root, config.state_dir), config.history)
         now = self.clock.now()
         self.scheduler = Scheduler(config, trust.ca, now, restored(self.history))
@@ -245,6 +247,20 @@ class SchedulerService:
             saved = self.scheduler.end(outcome, self.clock.now(), self.clock.unix())
             self.last_seconds = self.clock.now() - started
             await self._save(saved)
+        if self.config.kubernetes.label_nodes:
+            await self._label()
+
+    async def _label(self) -> None:
+        client = KubernetesClient(self.config.kubernetes)
+        want = wanted(self.scheduler)
+        try:
+            patched = client.label(want) if self._inline else await asyncio.to_thread(client.label, want)
+        except KubernetesError as error:
+            self.scheduler.counters.add("kubernetes_patches_total", "failed")
+            self.problems["kubernetes"] = f"nodes could not be labelled: {error}"
+            return
+        self.problems.pop("kubernetes", None)
+        self.scheduler.counters.add("kubernetes_patches_total", "done", patched)
 
     async def _save(self, saved: Kept) -> None:
         await self._keep(

@@ -74,6 +74,16 @@ def addresses(config: SchedConfig, trust: Trust) -> list[tuple[str, int]]:
     return list(dict.fromkeys(result))
 
 
+def token_path(config: SchedConfig, root: Path) -> Path | None:
+    """Return where the token is: with the service manager's credentials if it is there, or as configured."""
+    if config.token_file is None:
+        return None
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials is not None and (Path(credentials) / config.token_file.name).exists():
+        return Path(credentials) / config.token_file.name
+    return rooted(root, config.token_file)
+
+
 def load_token(path: Path) -> bytes:
     """Return the bearer token in a file.
 
