@@ -27,7 +27,7 @@ CGROUPS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/cgroup.procs")
 REQUIRE_ALL = os.environ.get("CROSSEDGE_REQUIRE") == "all"
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # on small matrices its threads only wait for each other
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is there, as in crossedge.sched.onethread
 
 
 def unshare_command() -> list[str]:
