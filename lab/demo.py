@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from crossedge.host.nft import NftError
-from crossedge.lab import capture, flows, launch, pings
+from crossedge.lab import capture, evidence, flows, launch, pings
 from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, each, rounds
 from crossedge.lab.launch import LabError
 from crossedge.lab.network import Network
@@ -39,6 +39,7 @@ WARM_COUNT, WARM_INTERVAL = 3, 0.05
 FLOW_SIZE = 256 * 1024
 DIRECT_ALLOWANCE_MS = 100.0  # time to direct: at most 2 RTT and this, in the median
 SLICE = 16  # bytes of a certificate that give it away
+REASONS_SHOWN = 12  # lines at the end that say why a promise is broken; demo.json has all
 
 
 @dataclass(slots=True)
@@ -97,6 +98,12 @@ class Demo:
     pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
     checks: list[tuple[bool, str]] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    """What was seen of each broken promise."""
+    counted: evidence.Counts = field(default_factory=dict)
+    """Every drop counter when something was lost last; they begin at 0."""
+    machine: str = ""
+    """How busy it is."""
 
     @property
     def folder(self) -> Path:
@@ -145,6 +152,7 @@ class Demo:
         self._attach_pods(network, mesh)
         self.say(f"daemons: {len(mesh.members)} registered, a pod on each")
         self._ping_cold(network, mesh)
+        self.machine = evidence.of_machine(network)
         self._ping_warm(network, mesh)
         self._flow(network, mesh)
         self._ask_paths(mesh)
@@ -183,6 +191,17 @@ class Demo:
             mesh.check_alive()
             lost = sum(self.pairs[pair].lost for pair in turn)
             self.say(f"cold pairs: round {number} of {len(turns)}, {COLD_COUNT} pings each, {lost} lost")
+            if lost:
+                self._explain_losses(mesh, [self.pairs[pair] for pair in turn if self.pairs[pair].lost])
+
+    def _explain_losses(self, mesh: Mesh, losers: list[Pair]) -> None:
+        """Note which pings of cold pairs were lost, and what dropped anything meanwhile."""
+        for pair in losers:
+            seen = "ping says nothing" if pair.cold is None else evidence.of_ping(pair.cold)
+            self.reasons.append(f"{pair.a} - {pair.b}: {seen}")
+        counted = evidence.counters(mesh, {name: None for pair in losers for name in (pair.a, pair.b)})
+        self.reasons += [f"dropped by {line}" for line in evidence.grown(self.counted, counted)]
+        self.counted |= counted
 
     def _ping_warm(self, network: Network, mesh: Mesh) -> None:
         """Ping every pod from every pod by both protocols."""
@@ -203,9 +222,10 @@ class Demo:
         ]
         for pair in self.pairs.values():
             pair.ipv4 = pair.ipv6 = True
-        for (key, family), result in zip(keys, results, strict=True):
+        for (key, family), run, result in zip(keys, runs, results, strict=True):
             if not result.all:
                 setattr(self.pairs[key], family, False)
+                self.reasons.append(f"{run.file.stem}: {evidence.of_ping(result)}")
         good = sum(result.all for result in results)
         self.say(f"every pod to every pod, IPv4 and IPv6: {good} of {len(results)} runs of ping complete")
 
@@ -227,6 +247,7 @@ class Demo:
         for key, wrong in zip(keys, results, strict=True):
             if wrong:
                 self.pairs[key].tcp = False
+                self.reasons.append(f"TCP between {' and '.join(key)}: {wrong}")
         whole = sum(not wrong for wrong in results)
         self.say(f"TCP: {whole} of {len(results)} flows of {FLOW_SIZE // 1024} KiB arrived whole")
 
@@ -243,6 +264,10 @@ class Demo:
             if all(pair.path == "direct" for pair in self.pairs.values()) or time.monotonic() > end:
                 break
         (self.folder / "peers.json").write_text(json.dumps(seen, indent=1))
+        for (a, b), pair in self.pairs.items():
+            if pair.path != "direct":
+                why = [str(seen[one].get(other, {}).get("why_not_direct")) for one, other in ((a, b), (b, a))]
+                self.reasons.append(f"{a} - {b} is {pair.path}: {a} says {why[0]}, {b} says {why[1]}")
         direct = sum(pair.path == "direct" for pair in self.pairs.values())
         self.say(f"paths: {direct} of {len(self.pairs)} pairs are direct")
 
@@ -279,6 +304,9 @@ class Demo:
             if pair.time_to_direct_ms is not None and pair.rtt_ms is not None
         ]
         known = len(excess) == wanted
+        for pair in pairs:
+            if pair.time_to_direct_ms is None:
+                self.reasons.append(f"{pair.a} - {pair.b}: neither end says when it sent data direct first")
         middle = f"{median(excess):.0f} ms" if excess else "unknown"
         self.check(
             known and median(excess) <= DIRECT_ALLOWANCE_MS,
@@ -296,6 +324,7 @@ class Demo:
             "pairs": [pair.row() for pair in self.pairs.values()],
             "wan": self.kinds,
             "checks": [{"kept": kept, "promise": promise} for kept, promise in self.checks],
+            "reasons": self.reasons,
         }
         (self.output / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -317,8 +346,12 @@ class Demo:
                 f"{number('time_to_direct_ms'):>14}{number('first_ms'):>10}{row['lost']:>6}  {marks}"
             )
         click.echo()
-        for kept, promise in self.checks:
+        for kept, promise in sorted(self.checks, key=lambda check: not check[0]):
             click.echo(f"{'ok    ' if kept else 'FAILED'}  {promise}")
+        if not all(kept for kept, _ in self.checks):
+            for reason in self.reasons[:REASONS_SHOWN]:
+                click.echo(f"        {reason}")
+            click.echo(f"        this machine: {self.machine}")
         click.echo(f"\n{self.output / 'demo.json'} has the figures, {self.folder} what the programs printed")
 
 

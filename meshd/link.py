@@ -18,7 +18,7 @@ from crossedge.wire.relay import HEADER as RELAY_HEADER
 SAFE_DATAGRAM: Final = 1232  # UDP payload that passes a path of 1,280 bytes over IPv6
 SMALLEST_DATAGRAM: Final = 512  # UDP payload below which no path is believed to be
 LARGEST_DATAGRAM: Final = 65_000
-QUEUE_FRAMES: Final = 128
+QUEUE_FRAMES: Final = 256
 QUEUE_BYTES: Final = 512 * 1024
 
 

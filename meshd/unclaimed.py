@@ -9,7 +9,7 @@ from collections import deque
 from typing import Final
 
 HOLD: Final = 3.0  # seconds that a packet waits
-MAX_FRAMES: Final = 64
+MAX_FRAMES: Final = 256
 MAX_BYTES: Final = 256 * 1024
 
 

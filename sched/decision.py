@@ -180,7 +180,12 @@ class Candidate:
 
 
 def explain(
-    problem: Problem, nodes: Ints, flow: Floats, confidence: Floats | None = None, listed: int = LISTED
+    problem: Problem,
+    nodes: Ints,
+    flow: Floats,
+    confidence: Floats | None = None,
+    listed: int = LISTED,
+    names: Sequence[str] | None = None,
 ) -> list[Candidate]:
     """Say of the chosen nodes and of the nearest others why they were taken or refused.
 
@@ -190,6 +195,7 @@ def explain(
         flow: (users, chosen) who is served where.
         confidence: (users, nodes) of the RTT; None where all is measured.
         listed: how many of the others to list, those nearest to all users first.
+        names: what the nodes are called in the verdicts; their indices where None.
     """
     demand = problem.weights
     known = np.isfinite(problem.rtt) & (demand > 0)[:, None]
@@ -215,11 +221,20 @@ def explain(
     others = [int(node) for node in np.argsort(means, kind="stable") if node not in set(nodes.tolist())]
     shares = weight / demand.sum()
     return result + [
-        refused(problem, nodes, node, now, means[node], float(shares[node])) for node in others[:listed]
+        refused(problem, nodes, node, now, means[node], float(shares[node]), names)
+        for node in others[:listed]
     ]
 
 
-def refused(problem: Problem, nodes: Ints, node: int, now: float, mean: float, share: float) -> Candidate:
+def refused(
+    problem: Problem,
+    nodes: Ints,
+    node: int,
+    now: float,
+    mean: float,
+    share: float,
+    names: Sequence[str] | None = None,
+) -> Candidate:
     """Say why a node was not taken: not allowed, nothing known of it, or the best exchange is worse."""
     at = float(mean) if np.isfinite(mean) else None
     if problem.allowed is not None and not problem.allowed[node]:
@@ -230,8 +245,11 @@ def refused(problem: Problem, nodes: Ints, node: int, now: float, mean: float, s
     best, old = min(
         (mean_of(problem, trial), int(leaving)) for trial, leaving in zip(trials, nodes, strict=True)
     )
+    called = old if names is None else names[old]
     text = (
-        f"{best - now:+.2f} ms in place of node {old}" if best < UNKNOWN_MS / 10 else "leaves users unserved"
+        f"{best - now:+.2f} ms in place of node {called}"
+        if best < UNKNOWN_MS / 10
+        else "leaves users unserved"
     )
     if share < 1.0:
         text += f"; unknown to {1.0 - share:.0%} of the users"

@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
+import crossedge.sched.onethread  # noqa: F401  # before numpy is there
 from crossedge.sched.files import read_matrix
 from crossedge.sched.replay import Replay, Replayer
 from crossedge.wire.errors import CrossedgeError
@@ -154,12 +156,43 @@ def draw(replay: Replay, path: Path, output: Path) -> None:
         raise click.ClickException(f"{output}: cannot write the plots: {error.strerror}") from error
 
 
+class Lazy(click.Command):
+    """A subcommand of the service, whose libraries are loaded only when it is called."""
+
+    def __init__(self, name: str, text: str) -> None:
+        """Stand for the command `name` of `serve`."""
+        super().__init__(name, short_help=text, add_help_option=False)
+
+    def _real(self) -> click.Command:
+        from crossedge.sched import serve  # here, because the web server takes half a second
+
+        command: click.Command = getattr(serve, self.name or "")
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Let the real command parse its options."""
+        return self._real().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the real command."""
+        return ctx.command.invoke(ctx)
+
+
+scheduler.add_command(Lazy("run", "Take reports, group nodes, place services, answer over HTTP."))
+scheduler.add_command(Lazy("show", "Say how the running scheduler is."))
+
+
 def main() -> None:
     """Run the command; a mistake of the caller's is one line on stderr and exit status 2."""
     try:
         scheduler(prog_name="crossedge-sched", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"crossedge-sched: {error.format_message()}", err=True)
+        raise SystemExit(2) from error
+    except CrossedgeError as error:
+        click.echo(f"crossedge-sched: {error}", err=True)
         raise SystemExit(2) from error
     except click.Abort as error:
         raise SystemExit(130) from error

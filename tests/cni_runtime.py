@@ -210,7 +210,7 @@ def pods(number: int = 1) -> Iterator[list[Pod]]:
             pod.namespace.delete()
 
 
-def eventually(condition: Any, seconds: float = 1.0) -> Any:
+def eventually(condition: Any, seconds: float = 20.0) -> Any:
     """Return what `condition` returns once it is true, or last returned when the time is over."""
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:

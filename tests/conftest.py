@@ -1,13 +1,18 @@
-"""Where the tests run: private network and mount namespaces, so that nothing they make can stay behind.
+"""Where the tests run: private network, mount and process namespaces, so that nothing they make stays behind.
 
-As root that is `unshare -nm`, otherwise `unshare -Urnm`. Tests marked `namespaces` are listed as not run
+As root that is `unshare -nmp`, otherwise `unshare -Urnmp`. Tests marked `namespaces` are listed as not run
 where neither works, like those that want a program that is missing; with CROSSEDGE_REQUIRE=all both fail.
+
+Whatever ends the pytest that was called (a signal, even SIGKILL), the kernel ends the one inside with every
+process that its tests have started.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +20,21 @@ from pathlib import Path
 import pytest
 
 INSIDE = "CROSSEDGE_TEST_NAMESPACE"
-ENTER = 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'
+ENTER = 'mount -t tmpfs tmpfs /run && ip link set lo up && "$@"; exit $?'
+"""The shell stays, as the first process: it collects what lost its parent."""
+PR_SET_PDEATHSIG = 1
 CGROUPS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/cgroup.procs")
 REQUIRE_ALL = os.environ.get("CROSSEDGE_REQUIRE") == "all"
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is there, as in crossedge.sched.onethread
 
 
 def unshare_command() -> list[str]:
     """Return the command prefix that enters fresh namespaces, root or not."""
-    flags = ["-nm"] if os.geteuid() == 0 else ["-Urnm"]
-    return ["unshare", *flags, "--propagation", "private", "sh", "-c", ENTER, "sh"]
+    flags = ["-nmp"] if os.geteuid() == 0 else ["-Urnmp"]
+    process = ["--fork", "--kill-child", "--mount-proc"]
+    return ["unshare", *flags, *process, "--propagation", "private", "sh", "-c", ENTER, "sh"]
 
 
 def namespaces_work() -> bool:
@@ -48,7 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if capture is not None:
         capture.stop_global_capturing()
     sys.stdout.flush()
-    os.execvp("unshare", [*unshare_command(), sys.executable, "-P", "-m", "pytest", *sys.argv[1:]])
+    libc = ctypes.CDLL(None)
+    inside = subprocess.Popen(
+        [*unshare_command(), sys.executable, "-P", "-m", "pytest", *sys.argv[1:]],
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the pytest inside, whose end is ours
+    os._exit(inside.wait() & 0xFF)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,11 +29,12 @@ from crossedge.lab.demo import bundle_of, pod_addresses, registered
 from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, program
 from crossedge.lab.launch import ROOTS
 from crossedge.lab.network import Network
-from crossedge.lab.pings import PingResult, PingRun, parse_ping
+from crossedge.lab.pings import PATIENCE, PingResult, PingRun, Running
 from crossedge.lab.topology import parse_topology
 from crossedge.meshd.desired import METRIC_PEER
 from crossedge.rendezvous.control import ask as ask_rendezvous
 from crossedge.rendezvous.main import cli as crossedge_rendezvous
+from tests.fair_clock import FairClock
 
 REGISTERED_WITHIN = 20.0
 COMMANDS: dict[str, click.Command] = {"crossedge": crossedge, "crossedge-rendezvous": crossedge_rendezvous}
@@ -44,12 +45,11 @@ LOOK = 0.02
 
 def until(what: str, condition: Callable[[], object], seconds: float) -> float:
     """Wait until a condition holds; return how many seconds that took; fail with `what` after `seconds`."""
-    start = time.monotonic()
+    clock = FairClock()
     while not condition():
-        taken = time.monotonic() - start
-        assert taken < seconds, f"not within {seconds} s: {what}"
+        assert not clock.over(seconds), f"not within {seconds} s ({clock.passed:.1f} s passed): {what}"
         time.sleep(LOOK)
-    return time.monotonic() - start
+    return clock.passed
 
 
 def run_here(*words: str) -> str:
@@ -65,8 +65,9 @@ class Pinging:
 
     def __init__(self, fleet: Fleet, run: PingRun) -> None:
         self._run = run
-        self._process = run.start(fleet.network)
-        fleet.started.append(self._process)
+        self._running = run.start(fleet.network)
+        self._process = self._running.process
+        fleet.started.append(self._running)
         until("the ping is answered", lambda: self.answered, 5.0)
 
     @property
@@ -84,13 +85,12 @@ class Pinging:
         wanted = self.answered + after
         until("the ping is answered again", lambda: self.answered >= wanted, 10.0)
         self._process.send_signal(signal.SIGINT)
-        seen = self.result()
+        seen = self.result(0.0)
         return replace(seen, sent=max(seen.times), received=len(seen.times))
 
-    def result(self) -> PingResult:
-        """Return what it saw, once it is over."""
-        self._process.wait(self._run.count * self._run.interval + 10.0)
-        return parse_ping(self._run.file.read_text())
+    def result(self, patience: float = PATIENCE) -> PingResult:
+        """Return what it saw, once it is over and what comes late has been waited for."""
+        return self._running.wait(self._run.count * self._run.interval + 10.0, patience)
 
 
 def longest_gap(result: PingResult) -> int:
@@ -109,7 +109,7 @@ class Fleet:
         self.network = network
         self.mesh = mesh
         self.output = output
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[Running] = []
         self.configs: Mapping[str, str] = {}
         self._runs = 0
 
@@ -331,9 +331,8 @@ def a_fleet(
         try:
             yield fleet
         finally:
-            for process in fleet.started:
-                process.kill()
-                process.wait()
+            for running in fleet.started:
+                running.close()
 
 
 def overlay_addresses(member: Member) -> tuple[str, str]:

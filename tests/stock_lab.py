@@ -31,6 +31,7 @@ from crossedge.lab.demo_mesh import Member, Mesh
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PingResult, parse_ping
 from crossedge.lab.topology import parse_topology
+from tests.fair_clock import FairClock
 
 TOPOLOGY = """
 name = "stock"
@@ -183,9 +184,9 @@ class StockLab:
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = START) -> None:
     """Wait until a condition holds."""
-    end = time.monotonic() + timeout
+    clock = FairClock()
     while not condition():
-        assert time.monotonic() < end, f"not within {timeout:.0f} s: {what}"
+        assert not clock.over(timeout), f"not within {timeout:.0f} s: {what}"
         time.sleep(0.05)
 
 

@@ -42,7 +42,7 @@ def started(node: Node_, how: str) -> Iterator[Node_]:
         node.start()
     try:
         yield node
-        assert eventually(lambda: not node.traces(), 2), node.traces()
+        assert eventually(lambda: not node.traces()), node.traces()
     finally:
         node.stop()
 

@@ -32,7 +32,7 @@ def node(tmp_path: Path) -> Iterator[Node_]:
     made.start()
     try:
         yield made
-        assert eventually(lambda: not made.traces(), 2), made.traces()
+        assert eventually(lambda: not made.traces()), made.traces()
     finally:
         made.stop()
         unmount("/var/lib/cni")
@@ -132,12 +132,12 @@ def test_podman_starts_connects_publishes_and_stops(podman: Podman, client: Pod)
     podman.run("other", "box", "/bin/sleep", "1000")
     for address in podman.addresses("web"):
         assert "1 packets received" in podman("exec", "other", "/bin/ping", "-c1", "-W2", address)
-    assert eventually(lambda: "it works" in fetch(client, 8080), 5)
+    assert eventually(lambda: "it works" in fetch(client, 8080))
     assert len(podman.node.live()) == 2
     podman("stop", "-t", "0", "web")
     assert len(podman.node.live()) == 1
     podman("start", "web")
-    assert eventually(lambda: "it works" in fetch(client, 8080), 5)
+    assert eventually(lambda: "it works" in fetch(client, 8080))
     podman("rm", "-f", "-t", "0", "-a")
     assert not podman.node.live()
 
@@ -253,7 +253,7 @@ def test_portmap_in_the_chain_udp_goes_to_the_second_container(cnitool: CniTool,
             def asked(name: str = name) -> bool:
                 return name in client.run("/usr/bin/python3", "-c", ask).stdout
 
-            assert eventually(asked, 5)
+            assert eventually(asked)
             cnitool("del", each.path, mapping)
             server.kill()
             server.wait()

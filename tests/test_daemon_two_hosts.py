@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fair_clock import FairClock
+
 pytestmark = pytest.mark.namespaces
 
 HEADING = "## Two real hosts"
@@ -58,9 +60,9 @@ def sh(script: str) -> None:
 
 def until(what: str, condition: Callable[[], object], seconds: float) -> None:
     """Wait until a condition holds; fail with `what` after that many seconds."""
-    end = time.monotonic() + seconds
+    clock = FairClock()
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        assert not clock.over(seconds), f"not within {seconds} s: {what}"
         time.sleep(0.05)
 
 

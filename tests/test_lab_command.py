@@ -68,7 +68,7 @@ def alive(processes: set[int]) -> set[int]:
     return {process for process in processes if Path(f"/proc/{process}").exists()}
 
 
-def comes_true(condition: Callable[[], bool], within: float = 5.0) -> bool:
+def comes_true(condition: Callable[[], bool], within: float = 30.0) -> bool:
     end = time.monotonic() + within
     while not condition():
         if time.monotonic() > end:

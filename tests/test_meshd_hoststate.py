@@ -23,6 +23,7 @@ from crossedge.host.rules import list_rules
 from crossedge.host.tun import Tun, open_tun
 from crossedge.meshd.desired import METRIC_NOWHERE, METRIC_PEER, TABLE
 from crossedge.meshd.hoststate import Desired, HostConflictError, HostState, PeerRoute
+from tests.fair_clock import FairClock
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
 network = ipaddress.ip_network
@@ -88,9 +89,10 @@ def picture(namespace: Namespace) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 1.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
+    clock = FairClock()
+    while not condition():
+        assert not clock.over(seconds), f"not within {seconds} s"
+        await asyncio.sleep(0.01)
 
 
 def ours(namespace: Namespace) -> dict[str, Route]:
