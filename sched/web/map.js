@@ -220,9 +220,20 @@ export class NetworkMap {
     else if (event.key === "+" || event.key === "=") this.zoom(1.5);
     else if (event.key === "-") this.zoom(1 / 1.5);
     else if (event.key === "0") this.zoomAll();
+    else if (event.key === "n") this.next(1);
+    else if (event.key === "p") this.next(-1);
     else if (event.key === "Escape") this.choose(-1);
     else return;
     event.preventDefault();
+  }
+
+  /** Go to the next node by name, so that each can be reached. */
+  next(by) {
+    const order = this.nodes.map((node, i) => i).filter((i) => this.placed(this.nodes[i]));
+    order.sort((a, b) => (this.nodes[a].name < this.nodes[b].name ? -1 : 1));
+    if (!order.length) return;
+    const here = order.indexOf(this.selected);
+    this.choose(order[here < 0 ? (by > 0 ? 0 : order.length - 1) : (here + by + order.length) % order.length]);
   }
 
   /** Go to the nearest node in a direction; from nowhere, to the one nearest to the middle. */
