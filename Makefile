@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_TOOLS := nft:nftables ip:iproute2 ping:iputils-ping
 TEST_TOOLS := $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3 wireguard-go:wireguard-go wg:wireguard-tools conntrack:conntrack tcpdump:tcpdump iptables-legacy:iptables turnutils_stunclient:coturn \
-  podman:podman runc:runc busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins systemd-analyze:systemd
+  chromium:chromium podman:podman runc:runc busybox:busybox-static /usr/lib/cni/bridge:containernetworking-plugins systemd-analyze:systemd
 export PATH := $(CURDIR)/build/bin:$(PATH)
 
 .PHONY: help
