@@ -40,6 +40,10 @@ interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)
 	@bash .ci/tools optional $(TEST_TOOLS)
 	@$(BIN)/pytest -m slow $(ARGS)
 
+.PHONY: nat-matrix
+nat-matrix: $(STAMP) ## Punch every pair of NAT kinds 200 times, renew the table in docs/nat-traversal.md
+	@$(BIN)/python benchmarks/nat_matrix.py --json build/nat-matrix.json --write docs/nat-traversal.md $(ARGS)
+
 .PHONY: bench-sched
 bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)

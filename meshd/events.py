@@ -76,6 +76,13 @@ class PingResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsFreed:
+    """These further sockets are not used any more: close those that are open."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something that an operator should read, once: `level` is "info", "warning" or "error"."""
 
@@ -92,5 +99,6 @@ MeshEvent: TypeAlias = (
     | StateToPersist
     | BlocklistToPersist
     | PingResult
+    | SocketsFreed
     | Notice
 )

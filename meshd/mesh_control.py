@@ -25,11 +25,18 @@ from crossedge.meshd.ownrecord import OwnRecord
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
-from crossedge.meshd.stunclient import StunObservers
+from crossedge.meshd.stunclient import StunAnswer, StunClient, StunObservers
 from crossedge.meshd.transmit import Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import (
+    DirectEndpoint,
+    Endpoint,
+    RelayEndpoint,
+    SocketEndpoint,
+    UdpEndpoint,
+    remote_of,
+)
 from crossedge.wire.envelope import ControlKey, is_cookie_reply
 from crossedge.wire.record import CandidateKind, NatVerdict
 
@@ -50,9 +57,9 @@ class ControlHost(Protocol):
         """Let go of a member."""
 
     def called(
-        self, member: dir_.Peer, body: m.CallBody, relay: RelayEndpoint | None, source: Endpoint, now: float
+        self, member: dir_.Peer, body: m.CallBody, relay: RelayEndpoint | None, event: ce.Called, now: float
     ) -> None:
-        """Take an authentic, fresh call."""
+        """Take an authentic, fresh call; of `event` nothing but hints is left to read."""
 
     def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
         """Take the channel that a call got."""
@@ -66,8 +73,11 @@ class ControlHost(Protocol):
     def pinged(self, member: dir_.Peer, source: Endpoint, size: int, now: float) -> None:
         """Take an authentic, fresh ping, which had `size` bytes more than its answer."""
 
-    def ponged(self, member: dir_.Peer, endpoint: UdpEndpoint, now: float) -> None:
+    def ponged(self, member: dir_.Peer, endpoint: DirectEndpoint, now: float) -> None:
         """Take the news that the member answered our ping to this endpoint."""
+
+    def scouted(self, local: int, mapped: UdpEndpoint, now: float) -> None:
+        """Take the news where a STUN server sees this further socket."""
 
     def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
         """Take the news that a rendezvous has us registered; `anew`: it had forgotten us and all channels."""
@@ -110,6 +120,7 @@ class ControlPlane:
         self.report: NetcheckReport | None = None
         self.netcheck: Netcheck | None = None
         self.observers = StunObservers(settings.stun, random, now)
+        self._scouts = StunClient(random)
         self._host = host
         self._numbers = numbers
         self._random = random
@@ -149,14 +160,22 @@ class ControlPlane:
         """Tell whether this is a rendezvous of ours, whose channels may lead to members."""
         return any(client.endpoint == server for client in self.clients.values())
 
-    def call(self, member: dir_.Peer, attempt: int, rtt: float, initiation: bytes, now: float) -> bool:
+    def call(
+        self,
+        member: dir_.Peer,
+        attempt: int,
+        rtt: float,
+        initiation: bytes,
+        now: float,
+        fresh: Sequence[UdpEndpoint] | None = None,
+    ) -> bool:
         """Call a member through every rendezvous that both know; False where none has us registered.
 
-        `rtt` is that through the relay in seconds, 0 if not known.
+        `rtt` is that through the relay in seconds, 0 if not known; `fresh` stands for our candidates.
         """
         called = False
         servers = set(member.record.servers) & set(self.clients) or set(self.clients)
-        endpoints = [candidate.endpoint for candidate in self.candidates.current]
+        endpoints = [candidate.endpoint for candidate in self.candidates.current] if fresh is None else fresh
         for server in servers:
             client = self.clients[server]
             if client.state is not ce.ClientState.REGISTERED:
@@ -274,10 +293,36 @@ class ControlPlane:
         self.sent["ping"] += 1
         self.transmit(shot.endpoint, sealed, shot.ttl)
 
+    def volley(
+        self,
+        member: dir_.Peer,
+        targets: Sequence[DirectEndpoint],
+        attempt: int,
+        ttl: int | None,
+        now: float,
+    ) -> None:
+        """Send one ping to many endpoints; the caller has paid for them. Its answer agrees to nothing."""
+        if not targets:
+            return
+        number = self._challenges.new(member.node_id, None, now)
+        message = m.Ping(id=number, seq=self._numbers.next(now), attempt=attempt)
+        sealed = self.node.seal(message, member.record.control_key, PING_LONG)
+        if sealed is None:
+            return
+        self.sent["volley"] += len(targets)
+        for target in targets:
+            self.transmit(target, sealed, ttl)
+
+    def scout(self, local: int, now: float) -> bool:
+        """Ask a server where it sees this further socket; False where there is none to ask."""
+        registered = [c.endpoint for c in self.clients.values() if c.state is ce.ClientState.REGISTERED]
+        servers = [each for each in (*registered, *self.settings.stun) if ":" not in each.host]
+        return bool(servers) and self._scouts.ask(servers[0], now, local=local)
+
     def receive(self, datagram: bytes, source: Endpoint, now: float) -> None:
         """Take an untrusted control datagram (CE 01)."""
         self._now = now
-        if not isinstance(source, RelayEndpoint):
+        if isinstance(source, UdpEndpoint):
             for client in self.clients.values():
                 if client.receive(datagram, source, now):
                     self._client_events(client, now)
@@ -306,7 +351,7 @@ class ControlPlane:
             self._on_pong(member, message, now)
 
     def _on_ping(self, member: dir_.Peer, ping: m.Ping, source: Endpoint, size: int, now: float) -> None:
-        observed = source.server if isinstance(source, RelayEndpoint) else source
+        observed = source.server if isinstance(source, RelayEndpoint) else remote_of(source)
         pong = m.Pong(id=ping.id, seq=self._numbers.next(now), observed=observed)
         sealed = self.node.seal(pong, member.record.control_key)
         if sealed is None:
@@ -318,10 +363,10 @@ class ControlPlane:
         self._host.pinged(member, source, size - len(sealed), now)
 
     def _on_pong(self, member: dir_.Peer, pong: m.Pong, now: float) -> None:
-        endpoint = self._challenges.met(pong.id, member.node_id, now)
-        if endpoint is None:
+        asked, endpoint = self._challenges.met(pong.id, member.node_id, now)
+        if not asked:
             self.dropped["unasked-pong"] += 1
-        else:
+        elif endpoint is not None:
             self._host.ponged(member, endpoint, now)
 
     # --- Calls ------------------------------------------------------------------------------------------
@@ -353,7 +398,7 @@ class ControlPlane:
         if client is None:
             return
         relay = RelayEndpoint(client.endpoint, event.channel) if event.channel else None
-        self._host.called(member, body, relay, relay or client.endpoint, now)
+        self._host.called(member, body, relay, event, now)
 
     def _retry_calls(self, node_id: bytes, now: float) -> None:
         for event in self._waiting.take(node_id, now):
@@ -452,8 +497,15 @@ class ControlPlane:
 
     # --- In and out -------------------------------------------------------------------------------------
 
-    def receive_stun(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
-        """Take an untrusted STUN datagram."""
+    def receive_stun(self, datagram: bytes, source: DirectEndpoint, local: int, now: float) -> None:
+        """Take an untrusted STUN datagram; `local` numbers the sockets of a network check."""
+        if isinstance(source, SocketEndpoint):
+            if not self._scouts.receive(datagram, source.remote, source.local, now):
+                self.dropped["unasked-stun"] += 1
+            while (event := self._scouts.poll_event()) is not None:
+                if isinstance(event, StunAnswer):
+                    self._host.scouted(event.local, event.mapped, now)
+            return
         if self.netcheck is not None and self.netcheck.receive(datagram, source, local, now):
             self._netcheck_done(now)
             return
@@ -480,13 +532,15 @@ class ControlPlane:
         for client in self.clients.values():
             if (item := client.poll_transmit()) is not None:
                 return item
+        if (item := self._scouts.poll_transmit()) is not None and isinstance(item.destination, UdpEndpoint):
+            return Transmit(SocketEndpoint(item.destination, item.local), item.datagram)
         if self.netcheck is not None and (item := self.netcheck.poll_transmit()) is not None:
             return item
         return self.observers.poll_transmit()
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do."""
-        parts = (*self.clients.values(), self.netcheck, self.observers)
+        parts = (*self.clients.values(), self.netcheck, self.observers, self._scouts)
         times = [None if part is None else part.next_deadline() for part in parts]
         known = [when for when in times if when is not None]
         return min([self.directory.next_deadline(), self.node.next_rotation(), *known])
@@ -503,5 +557,8 @@ class ControlPlane:
             self.netcheck.handle_timeout(now)
             self._netcheck_done(now)
         self.observers.handle_timeout(now)
+        self._scouts.handle_timeout(now)
+        while self._scouts.poll_event() is not None:
+            pass  # no answer: whoever waits for it has a time limit of its own
         if now >= self.node.next_rotation():
             self.rotate_key(now)
