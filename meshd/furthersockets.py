@@ -22,7 +22,7 @@ class FurtherSockets:
     __slots__ = ("_next", "_owners")
 
     def __init__(self) -> None:
-        self._owners: dict[int, MeshPeer] = {}
+        self._owners: dict[int, MeshPeer | None] = {}
         self._next = FIRST_NUMBER
 
     def __len__(self) -> int:
@@ -35,8 +35,8 @@ class FurtherSockets:
         """Return the peer for whose sake a socket is open."""
         return self._owners.get(number)
 
-    def take(self, peer: MeshPeer, count: int) -> tuple[int, ...]:
-        """Return so many new numbers; none where not as many may be open."""
+    def take(self, peer: MeshPeer | None, count: int) -> tuple[int, ...]:
+        """Return so many new numbers; none where not as many may be open. None: for no peer's sake."""
         if len(self._owners) + count > SOCKETS_MAX:
             return ()
         numbers = tuple(range(self._next, self._next + count))
@@ -44,7 +44,7 @@ class FurtherSockets:
         self._owners.update(dict.fromkeys(numbers, peer))
         return numbers
 
-    def free(self, peer: MeshPeer, kept: Collection[int]) -> tuple[int, ...]:
+    def free(self, peer: MeshPeer | None, kept: Collection[int]) -> tuple[int, ...]:
         """Forget all numbers of a peer but those that are kept; return which."""
         freed = tuple(n for n, owner in self._owners.items() if owner is peer and n not in kept)
         for number in freed:

@@ -192,6 +192,10 @@ class LaterTries:
         count = 1
         if plan.method is Method.SPRAY:
             count = SPRAY_SOCKETS
+            begin = self._port.begin_spray(now)
+            if begin > now:
+                punch.postpone(begin)
+                return
         elif plan.method is Method.PREDICT:
             count = 1 + PREDICTED[plan.role][0]
         self._locals = self._port.take_sockets(self._peer, count)

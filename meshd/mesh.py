@@ -501,6 +501,10 @@ class Mesh:
         for peer in self.members.values():
             peer.restated(now)
 
+    def further_sockets(self, count: int) -> tuple[int, ...]:
+        """Return numbers for so many sockets that belong to no peer; those given before are closed."""
+        return self.services.own_sockets(count)
+
     def emit(self, event: MeshEvent) -> None:
         """Queue an event for the shell."""
         if len(self._events) >= EVENTS_MAX:

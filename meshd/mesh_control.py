@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from crossedge.meshd import client_events as ce
@@ -19,6 +20,9 @@ from crossedge.meshd.candidates import Candidates
 from crossedge.meshd.challenges import Challenges
 from crossedge.meshd.client import RendezvousClient
 from crossedge.meshd.events import BlocklistToPersist, MeshEvent, Notice
+from crossedge.meshd.lifetime import SOCKETS as LIFETIME_SOCKETS
+from crossedge.meshd.lifetime import LifetimeCheck
+from crossedge.meshd.natverdict import Finding
 from crossedge.meshd.netcheck import Netcheck, NetcheckReport
 from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT, NodeControl
 from crossedge.meshd.ownrecord import OwnRecord
@@ -79,6 +83,9 @@ class ControlHost(Protocol):
     def scouted(self, local: int, mapped: UdpEndpoint, now: float) -> None:
         """Take the news where a STUN server sees this further socket."""
 
+    def further_sockets(self, count: int) -> tuple[int, ...]:
+        """Return numbers for so many further sockets, none for 0; those given before are closed."""
+
     def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
         """Take the news that a rendezvous has us registered; `anew`: it had forgotten us and all channels."""
 
@@ -121,6 +128,7 @@ class ControlPlane:
         self.netcheck: Netcheck | None = None
         self.observers = StunObservers(settings.stun, random, now)
         self._scouts = StunClient(random)
+        self.lifetime: LifetimeCheck | None = None
         self._host = host
         self._numbers = numbers
         self._random = random
@@ -253,7 +261,29 @@ class ControlPlane:
             return
         self.report = self.netcheck.report
         self.netcheck = None
-        self.set_verdict(self.report.verdict, now)
+        known = self.verdict
+        verdict = self.report.verdict
+        if (verdict.mapping, verdict.allocation) == (known.mapping, known.allocation):
+            verdict = replace(verdict, lifetime=known.lifetime)
+        self.set_verdict(verdict, now)
+        self._measure_lifetime(now)
+
+    def _measure_lifetime(self, now: float) -> None:
+        """Find out how long a mapping lives; what was measured before stands until then."""
+        servers = [server for server, _ in self.report.observations] if self.report is not None else []
+        sockets = self._host.further_sockets(LIFETIME_SOCKETS if servers else 0)
+        self.lifetime = LifetimeCheck(servers[0], sockets, self._random, now) if sockets else None
+
+    def _lifetime_done(self, now: float) -> None:
+        check = self.lifetime
+        if check is None or not check.done:
+            return
+        self.lifetime = None
+        self._host.further_sockets(0)
+        if self.report is not None:
+            value = "unknown" if check.lifetime is None else f"{check.lifetime} s"
+            self.report = self.report.with_finding(Finding("lifetime", value, check.why))
+        self.set_verdict(replace(self.verdict, lifetime=check.lifetime), now)
 
     def _say(self, now: float) -> None:
         """Sign a new record if what it says has changed, and tell everyone."""
@@ -500,6 +530,9 @@ class ControlPlane:
     def receive_stun(self, datagram: bytes, source: DirectEndpoint, local: int, now: float) -> None:
         """Take an untrusted STUN datagram; `local` numbers the sockets of a network check."""
         if isinstance(source, SocketEndpoint):
+            if self.lifetime is not None and self.lifetime.receive(datagram, source, now):
+                self._lifetime_done(now)
+                return
             if not self._scouts.receive(datagram, source.remote, source.local, now):
                 self.dropped["unasked-stun"] += 1
             while (event := self._scouts.poll_event()) is not None:
@@ -534,13 +567,15 @@ class ControlPlane:
                 return item
         if (item := self._scouts.poll_transmit()) is not None and isinstance(item.destination, UdpEndpoint):
             return Transmit(SocketEndpoint(item.destination, item.local), item.datagram)
+        if self.lifetime is not None and (sent := self.lifetime.poll_transmit()) is not None:
+            return Transmit(*sent)
         if self.netcheck is not None and (item := self.netcheck.poll_transmit()) is not None:
             return item
         return self.observers.poll_transmit()
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do."""
-        parts = (*self.clients.values(), self.netcheck, self.observers, self._scouts)
+        parts = (*self.clients.values(), self.netcheck, self.observers, self._scouts, self.lifetime)
         times = [None if part is None else part.next_deadline() for part in parts]
         known = [when for when in times if when is not None]
         return min([self.directory.next_deadline(), self.node.next_rotation(), *known])
@@ -557,6 +592,9 @@ class ControlPlane:
             self.netcheck.handle_timeout(now)
             self._netcheck_done(now)
         self.observers.handle_timeout(now)
+        if self.lifetime is not None:
+            self.lifetime.handle_timeout(now)
+            self._lifetime_done(now)
         self._scouts.handle_timeout(now)
         while self._scouts.poll_event() is not None:
             pass  # no answer: whoever waits for it has a time limit of its own

@@ -65,6 +65,9 @@ class Port(Protocol):
     def scout(self, local: int, now: float) -> bool:
         """Ask a STUN server where it sees this socket; False where there is none to ask."""
 
+    def begin_spray(self, now: float) -> float:
+        """Begin a spray of ours and return `now`, or return when that may be."""
+
     def spray_target(self, peer: MeshPeer) -> str | None:
         """Return the peer's address of which many ports may be tried; None where that may not be."""
 

@@ -37,6 +37,7 @@ from crossedge.wire.limits import ENVELOPE_OVERHEAD
 from crossedge.wire.record import Behaviour, CandidateKind, NatVerdict, Record
 
 LIFETIME_SHARE: Final = 0.8  # of a measured mapping lifetime after which the mapping is used again
+SPRAY_SPACING: Final = 35.0  # seconds between two sprays: longer than most routers keep an unanswered mapping
 LIFETIME_LEAST: Final = 5.0  # seconds: no NAT is kept open by more
 
 
@@ -62,6 +63,7 @@ class PeerServices:
         """The host's own addresses."""
         self.sockets = FurtherSockets()
         self._random = random
+        self._spray_next = now
         self._settings = settings
         self._device = device
         self._plane = plane
@@ -203,9 +205,27 @@ class PeerServices:
         if freed:
             self._emit(SocketsFreed(freed))
 
+    def own_sockets(self, count: int) -> tuple[int, ...]:
+        """Return numbers for so many further sockets that belong to no peer; earlier ones are closed."""
+        freed = self.sockets.free(None, ())
+        if freed:
+            self._emit(SocketsFreed(freed))
+        return self.sockets.take(None, count)
+
     def scout(self, local: int, now: float) -> bool:
         """Ask a STUN server where it sees this socket; False where there is none to ask."""
         return self._control().scout(local, now)
+
+    def begin_spray(self, now: float) -> float:
+        """Begin a spray of ours and return `now`, or return when that may be.
+
+        One after the other, and not before the mappings of the last one have ended: small routers have room
+        for a few hundred in all.
+        """
+        if now < self._spray_next:
+            return self._spray_next
+        self._spray_next = now + SPRAY_SPACING
+        return now
 
     def spray_target(self, peer: MeshPeer) -> str | None:
         """Return the peer's address of which many ports may be tried; None (counted) where that may not be.

@@ -136,6 +136,14 @@ class Punch:
         """Begin a later try whose pings come one by one (see `add_shots`); it fails after `lasts` seconds."""
         self._fire((), max(attempt, 2), now, now, lasts)
 
+    def postpone(self, until: float) -> None:
+        """Make this try later instead: what it needs is in use. It has not failed."""
+        self.phase = Phase.PAUSED
+        self.attempt = max(self.attempt - 1, 1)
+        self._ends = None
+        self._queue.clear()
+        self.resume = until
+
     def prolong(self, until: float) -> None:
         """Let the try that is going on fail at another time."""
         if self._ends is not None:

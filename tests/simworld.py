@@ -68,7 +68,7 @@ class StunHost:
     def receive(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
         answer = self._core.answer(datagram, source, local, now)
         if answer is not None:
-            self._out.append(Transmit(source, answer[0], None, answer[1]))
+            self._out.append(Transmit(answer.destination, answer.datagram, None, answer.local))
 
     def poll_transmit(self) -> Transmit | None:
         return self._out.popleft() if self._out else None

@@ -35,6 +35,7 @@ from crossedge.meshd.inner import PROBE_MIN, REPLY_MIN, VERSION
 from crossedge.meshd.link import SAFE_DATAGRAM
 from crossedge.meshd.natplan import Method
 from crossedge.meshd.ownrecord import LIFETIME
+from crossedge.meshd.peerservices import LIFETIME_SHARE, SPRAY_SPACING
 from crossedge.meshd.reassembly import LIFETIME as REASSEMBLY_TIME
 from crossedge.meshd.reassembly import SESSION_BYTES, SMALLEST_CHUNK, TOTAL_BYTES
 from crossedge.meshd.superframe import FRAME_SIZE, HEADER_SIZE, POSITIONS, RECORD_DATAGRAMS
@@ -159,6 +160,7 @@ TABLE: dict[str, list[float]] = {
         *latertries.SPRAY_PORTS,
         latertries.SPRAY_BATCH,
         latertries.SPRAY_INTERVAL,
+        SPRAY_SPACING,
     ],
     "pauses": [
         *natplan.PAUSES[Method.FRESH],
@@ -256,8 +258,11 @@ SENTENCES: list[tuple[str, str]] = [
     ("9.2", f"gets probes of {PROBE_MIN} bytes until it answers"),
     ("9.2", f"keep or watch a path have {path.HEARTBEAT_SIZE} bytes"),
     ("9.2", f"probed every {path.HEARTBEAT:g} s, others that are kept every {path.STANDBY_INTERVAL:g} s"),
-    ("9.2", f"every {path.KEEPALIVE_INTERVAL:g} s, or less where the NAT's lifetime was measured"),
-    ("9.2", f"was measured, never more than {path.KEEPALIVE_MAX:g} s"),
+    (
+        "9.2",
+        f"every {path.KEEPALIVE_INTERVAL:g} s, or at {LIFETIME_SHARE:g} of the shorter lifetime where both",
+    ),
+    ("9.2", f"were measured, never more than {path.KEEPALIVE_MAX:g} s"),
     ("9.2", f"at least {path.OVERDUE_MIN:g} s) is repeated after {path.RETRY:g} s"),
     ("9.2", f"Trust ends {path.TRUST:g} s after the last answer"),
     ("9.2", f"silent for {path.GIVE_UP:g} s is given up"),
