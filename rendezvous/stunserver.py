@@ -113,7 +113,7 @@ class StunServer:
             sender = (here.other_both if change_port else here.other_ip) if change_ip else here.other_port
         if unknown or sender is None:
             reply = stun.encode_error(transaction, stun.UNKNOWN_ATTRIBUTE, unknown or (stun.CHANGE_REQUEST,))
-            sender, target = local, source
+            sender = local
         else:
             other = None if here.other_both is None else self.locals[here.other_both].public
             reply = stun.encode_success(transaction, source, self.locals[sender].public, other)

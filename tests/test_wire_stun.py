@@ -170,7 +170,7 @@ REFUSED = {
     "fingerprint not last": message(stun.REQUEST, (stun.FINGERPRINT, bytes(4)), (0x8022, b"")),
     "fingerprint of 8 bytes": message(stun.REQUEST, (stun.FINGERPRINT, bytes(8))),
     "too many attributes": message(stun.REQUEST, *((0x8022, b""),) * 25),
-    "too long": message(stun.REQUEST, (0x8022, bytes(1500))),
+    "too long": message(stun.REQUEST, (0x8022, bytes(1600))),
 }
 
 

@@ -39,7 +39,8 @@ FAILURE: Final = 0x0111
 
 HEADER: Final = 20
 TRANSACTION: Final = 12
-MAX_MESSAGE: Final = 1500
+MAX_MESSAGE: Final = 1600
+"""Bytes: a stock client pads a request by 1,500, and waits for ever for the refusal if it gets none."""
 MAX_ATTRIBUTES: Final = 24
 MAX_UNKNOWN: Final = 4
 """Unknown attributes that an error names; with more, a 420 would be larger than a success."""
