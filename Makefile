@@ -38,7 +38,16 @@ test: $(STAMP) ## Run the tests (under 10 minutes)
 .PHONY: interop
 interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)
 	@bash .ci/tools optional $(TEST_TOOLS)
-	@$(BIN)/pytest -m slow $(ARGS)
+	@$(BIN)/pytest -m slow --ignore=tests/test_nat_lab.py $(ARGS)
+
+.PHONY: nat-lab
+nat-lab: $(STAMP) ## Punch every pair of NAT kinds, the kernel's too, with real sockets (under 10 minutes)
+	@bash .ci/tools required $(DEMO_TOOLS)
+	@$(BIN)/pytest -s -m slow tests/test_nat_lab.py $(ARGS)
+
+.PHONY: nat-matrix
+nat-matrix: $(STAMP) ## Punch every pair of NAT kinds 200 times, renew the table in docs/nat-traversal.md
+	@$(BIN)/python benchmarks/nat_matrix.py --json build/nat-matrix.json --write docs/nat-traversal.md $(ARGS)
 
 .PHONY: bench-sched
 bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossedge.lab.links import Link
 from crossedge.lab.nat import Address
-from crossedge.wire.endpoint import RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, SocketEndpoint, UdpEndpoint
 from crossedge.wire.relay import HEADER, pack_header, unpack_header
 
 if TYPE_CHECKING:
@@ -54,7 +54,17 @@ class Packet:
 class _Attachment:
     """A protocol on a host, with its sockets."""
 
-    __slots__ = ("armed", "indexed", "protocol", "relay", "sockets", "stalled_at", "turns", "unpack")
+    __slots__ = (
+        "armed",
+        "indexed",
+        "numbers",
+        "protocol",
+        "relay",
+        "sockets",
+        "stalled_at",
+        "turns",
+        "unpack",
+    )
 
     def __init__(
         self,
@@ -69,6 +79,7 @@ class _Attachment:
         self.indexed = indexed
         self.relay = relay
         self.unpack = unpack
+        self.numbers: dict[int, int] = {}
         self.armed: float | None = None
         self.stalled_at = -1.0
         self.turns = 0
@@ -121,13 +132,28 @@ class Host:
             self._ports.setdefault(number, []).append((address, attachment, local))
         self._settle(attachment)
 
-    def open(self, port: int, address: str | None = None) -> int:
-        """Give the first protocol one more socket; return its index."""
+    def open(self, port: int, address: str | None = None, number: int | None = None) -> int:
+        """Give the first protocol one more socket; return its index.
+
+        With a `number`, what arrives there has a `SocketEndpoint` of that number as its source.
+        """
         attachment = self._attached[0]
         attachment.sockets.append((address, port))
         local = len(attachment.sockets) - 1
+        if number is not None:
+            attachment.numbers[local] = number
         self._ports.setdefault(port, []).append((address, attachment, local))
         return local
+
+    def close(self, local: int) -> None:
+        """Close a socket of the first protocol that `open` opened; its index is not used again."""
+        attachment = self._attached[0]
+        port = attachment.sockets[local][1]
+        kept = [each for each in self._ports[port] if each[1:] != (attachment, local)]
+        if kept:
+            self._ports[port] = kept
+        else:
+            del self._ports[port]
 
     def detach(self) -> None:
         """Kill what runs here, as by SIGKILL: its sockets are gone, the host stays."""
@@ -167,7 +193,9 @@ class Host:
         net.delivered += 1
         self.counters["received"] += 1
         datagram = packet.datagram
-        source: UdpEndpoint | RelayEndpoint = UdpEndpoint(*packet.source)
+        source: Endpoint = UdpEndpoint(*packet.source)
+        if local in attachment.numbers:
+            source = SocketEndpoint(UdpEndpoint(*packet.source), attachment.numbers[local])
         if attachment.relay and len(datagram) > HEADER and datagram[:2] == b"\xce\x02":
             source = RelayEndpoint(UdpEndpoint(*packet.source), unpack_header(datagram))
             datagram = datagram[HEADER:]
@@ -178,10 +206,16 @@ class Host:
         self._settle(attachment)
 
     def _address(self, six: bool) -> str:
+        address = self._find(six)
+        if address is None:
+            raise ValueError(f"{self.name} has no IPv{6 if six else 4} address")
+        return address
+
+    def _find(self, six: bool) -> str | None:
         for address in self.addresses:
             if (":" in address) == six:
                 return address
-        raise ValueError(f"{self.name} has no IPv{6 if six else 4} address")
+        return None
 
     def _settle(self, attachment: _Attachment) -> None:
         now = self.net.now
@@ -220,20 +254,22 @@ class Host:
         net = self.net
         destination = item.destination
         datagram = bytes(item.datagram)
-        ttl = getattr(item, "ttl", None)
-        address, port = attachment.sockets[getattr(item, "local", 0) or 0]
+        if item.__class__ is Transmit:
+            ttl, local = item.ttl, item.local
+        else:
+            ttl, local = getattr(item, "ttl", None), getattr(item, "local", 0) or 0
+        address, port = attachment.sockets[local]
         if isinstance(destination, RelayEndpoint):
             datagram = pack_header(destination.channel) + datagram
             destination = destination.server
         host, number = destination
         self.counters["sent"] += 1
         net.sent += 1
-        six = ":" in host
         if address is None:
-            if not any((":" in own) == six for own in self.addresses):
+            address = self._find(":" in host)
+            if address is None:
                 self.counters["no-address"] += 1
                 return
-            address = self._address(six)
         packet = Packet((address, port), (host, number), datagram, ttl or DEFAULT_TTL, self, net.now)
         if host in self.addresses:
             net.at(net.now, self.deliver, packet)

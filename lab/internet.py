@@ -145,13 +145,14 @@ class Internet:
         """Send a packet over one direction of a link; `arrive(packet, *args)` is called at its other end."""
         when = lane.admit(packet.size, self.now, self._links)
         hops = lane.conditions.hops
-        if isinstance(when, str):
-            self.drop(when, packet)
+        if when.__class__ is str:
+            self.drop(str(when), packet)
         elif packet.ttl <= hops:
             self.drop("ttl", packet)
         else:
             packet.ttl -= hops
-            self.at(when, arrive, packet, *args)
+            self._serial += 1
+            heappush(self._events, (float(when), self._serial, arrive, (packet, *args)))
 
     def route(self, packet: Packet, region: str) -> None:
         """Carry a packet over the backbone to whom its destination belongs."""

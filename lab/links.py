@@ -45,6 +45,9 @@ class Lane:
             return "mtu"
         if c.loss and chance.uniform() < c.loss:
             return "loss"
+        if c.rate is None and not c.jitter and not c.reorder:
+            self._last_arrival = arrival = max(now + c.delay, self._last_arrival)
+            return arrival
         start = now
         if c.rate is not None:
             start = max(now, self._busy_until)

@@ -5,6 +5,9 @@ authenticated challenge is paid from three purses: one per destination address o
 whole daemon (home routers break under thousands of new sessions), and for a reflexive endpoint that a single
 observer saw, a few packets in all. A rendezvous that lies can therefore aim nothing worth the name at a
 stranger, and the packets that a mesh wastes on dead candidates are bounded.
+
+A birthday spray has purses of its own, again one per destination address and one for our own router, which
+pays with an entry of its table for each packet. They refill within hours: enough for two tries, then no more.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ DAEMON_BURST: Final = 1024  # packets to all unproven addresses at once
 DAEMON_RATE: Final = 256.0  # packets per second after that
 SINGLE_OBSERVER_PACKETS: Final = 10  # packets to an endpoint that only one observer saw
 SINGLE_OBSERVER_TIME: Final = 600.0  # seconds without a packet after which it may be tried as often again
+SPRAY_BURST: Final = 3_200.0  # packets of sprays to one address, and through our own router, at once
+SPRAY_RATE: Final = 0.5  # packets per second after that: a spray is possible again after 45 minutes
+SPRAY_TABLE: Final = 256  # addresses that were sprayed and are remembered
 TABLE: Final = 4096  # addresses, and endpoints, that are remembered
 
 
@@ -41,13 +47,15 @@ class Bucket:
 class Budget:
     """The purses of one daemon. `take` says why a packet may not go, or None and it is paid for."""
 
-    __slots__ = ("_addresses", "_confirmed", "_daemon", "_single")
+    __slots__ = ("_addresses", "_confirmed", "_daemon", "_single", "_spray_router", "_sprayed")
 
     def __init__(self, now: float) -> None:
         self._daemon = Bucket(DAEMON_BURST, now)
         self._addresses: dict[str, Bucket] = {}
         self._single: dict[UdpEndpoint, tuple[int, float]] = {}
         self._confirmed: dict[UdpEndpoint, None] = {}
+        self._spray_router = Bucket(SPRAY_BURST, now)
+        self._sprayed: dict[str, Bucket] = {}
 
     def confirm(self, endpoint: UdpEndpoint) -> None:
         """Note that a second observer saw the endpoint, or we did, by an authenticated datagram from it."""
@@ -86,6 +94,31 @@ class Budget:
         if spent:
             self._single[endpoint] = (spent, now)
         return None
+
+    def spray(self, host: str, count: int, neighbours: int, now: float) -> int:
+        """Pay for a volley to one address; return how many of its `count` packets may go.
+
+        `neighbours` members share our public address with us, and its router with it: each gets its part.
+        """
+        bucket = self._sprayed.get(host)
+        if bucket is None:
+            if len(self._sprayed) >= SPRAY_TABLE:
+                self._sprayed = {
+                    key: kept
+                    for key, kept in self._sprayed.items()
+                    if kept.refill(SPRAY_BURST, SPRAY_RATE, now) < SPRAY_BURST
+                }
+                if len(self._sprayed) >= SPRAY_TABLE:
+                    return 0
+            bucket = self._sprayed[host] = Bucket(SPRAY_BURST, now)
+        share = SPRAY_BURST / (1 + neighbours)
+        ours = self._spray_router.refill(SPRAY_BURST, SPRAY_RATE / (1 + neighbours), now) - (
+            SPRAY_BURST - share
+        )
+        allowed = max(0, int(min(count, bucket.refill(SPRAY_BURST, SPRAY_RATE, now), ours)))
+        bucket.tokens -= allowed
+        self._spray_router.tokens -= allowed
+        return allowed
 
     def _bucket(self, host: str, now: float) -> Bucket | None:
         bucket = self._addresses.get(host)

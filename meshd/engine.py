@@ -9,6 +9,7 @@ It holds no rules: what to do is decided by `Mesh`, `DataPlane` and `HostState`.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from typing import Final
 
 from crossedge.host.clock import boottime
 from crossedge.host.tun import Tun
-from crossedge.host.udp import UdpSocket
+from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.dataplane import DataPlane
-from crossedge.meshd.events import LinkReady, MeshEvent, RoutesChanged
+from crossedge.meshd.desired import MARK
+from crossedge.meshd.events import LinkReady, MeshEvent, RoutesChanged, SocketsFreed
 from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
@@ -92,7 +94,12 @@ class Engine:
         self._extra: list[UdpSocket] = []
         self._tun = self._tun_shell(tun)
         self.udp = UdpShell(
-            sockets, receive=self._receive, clock=boottime, too_big=self._too_big, blocked=self._blocked
+            sockets,
+            receive=self._receive,
+            clock=boottime,
+            too_big=self._too_big,
+            blocked=self._blocked,
+            further=self._further,
         )
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -152,6 +159,10 @@ class Engine:
                 break
             self.mesh.receive(datagram, UdpEndpoint(*address[:2]), boottime(), local=number)
         self.settle()
+
+    def _further(self, number: int) -> UdpSocket | None:
+        """Open a further socket, as long as the core has a use for its number."""
+        return open_udp(socket.AF_INET, 0, MARK) if number in self.mesh.services.sockets else None
 
     def _close_extra(self) -> None:
         for opened in self._extra:
@@ -228,6 +239,9 @@ class Engine:
             while (event := mesh.poll_event()) is not None:
                 if isinstance(event, LinkReady):
                     self.plane.flush_queue(event.link, boottime())
+                    continue
+                if isinstance(event, SocketsFreed):
+                    self.udp.close_further(event.numbers)
                     continue
                 if isinstance(event, RoutesChanged):
                     self.plane.claim(boottime())

@@ -83,6 +83,13 @@ class ReachChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsFreed:
+    """These further sockets are not used any more: close those that are open."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something that an operator should read, once: `level` is "info", "warning" or "error"."""
 
@@ -100,5 +107,6 @@ MeshEvent: TypeAlias = (
     | BlocklistToPersist
     | PingResult
     | ReachChanged
+    | SocketsFreed
     | Notice
 )

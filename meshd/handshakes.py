@@ -30,7 +30,7 @@ from crossedge.meshd.wireguard import (
     receiver_index,
     sender_index,
 )
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, pack_address
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, pack_address, remote_of
 
 REPLIES_MAX = 256
 
@@ -222,11 +222,12 @@ def _source_bytes(source: Endpoint) -> bytes:
     if isinstance(source, RelayEndpoint):
         server, channel = source
         return pack_address(server.host) + server.port.to_bytes(2, "big") + channel.to_bytes(8, "big")
-    return pack_address(source.host) + source.port.to_bytes(2, "big")
+    host, port = remote_of(source)
+    return pack_address(host) + port.to_bytes(2, "big")
 
 
 def _source_group(source: Endpoint) -> bytes:
     """Return what is limited as one source: an IPv4 address, an IPv6 /64, a relay channel."""
     if isinstance(source, RelayEndpoint):
         return _source_bytes(source)
-    return pack_address(source.host)[:8]
+    return pack_address(remote_of(source).host)[:8]

@@ -19,7 +19,7 @@ from crossedge.meshd.reassembly import Reassembly
 from crossedge.meshd.superframe import HEADER, MAGIC, OVERHEAD, RECORD_DATAGRAMS
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, remote_of
 from crossedge.wire.relay import HEADER as RELAY_HEADER
 from crossedge.wire.relay import unpack_header
 
@@ -35,7 +35,7 @@ class Arrival(NamedTuple):
     end: int
     segment: int
     """Length of each datagram but the last, in bytes."""
-    source: UdpEndpoint
+    source: DirectEndpoint
     stamp: float
     """When the kernel received it, in seconds of CLOCK_BOOTTIME."""
 
@@ -90,7 +90,7 @@ class Inbound:
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
         self._packets = TransportOpener(delivery, dropped)
-        self._channels: dict[tuple[UdpEndpoint, int], RelayEndpoint] = {}
+        self._channels: dict[tuple[DirectEndpoint, int], RelayEndpoint] = {}
 
     def receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         """Take all arrivals in `buffer`; everything in it has been dealt with on return."""
@@ -186,13 +186,13 @@ class Inbound:
             size += longer
         return opened, size
 
-    def _channel(self, server: UdpEndpoint, channel: int) -> RelayEndpoint:
+    def _channel(self, server: DirectEndpoint, channel: int) -> RelayEndpoint:
         """Return the one object for a relay channel."""
         endpoint = self._channels.get((server, channel))
         if endpoint is None:
             if len(self._channels) >= CHANNELS_KEPT:
                 self._channels.clear()
-            endpoint = self._channels[server, channel] = RelayEndpoint(server, channel)
+            endpoint = self._channels[server, channel] = RelayEndpoint(remote_of(server), channel)
         return endpoint
 
     def _other(self, buffer: bytearray, start: int, end: int, source: Endpoint, stamp: float) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from crossedge.meshd import inner, snapshots
 from crossedge.meshd.allowedips import AllowedIPs
+from crossedge.meshd.client_events import Called
 from crossedge.meshd.deadlines import Deadlines
 from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
@@ -37,7 +38,7 @@ from crossedge.meshd.transmit import Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.demux import Kind, classify
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, UdpEndpoint, remote_of
 from crossedge.wire.errors import WireError
 
 EVENTS_MAX: Final = 8192
@@ -101,6 +102,7 @@ class Mesh:
             self.touch,
             self.emit,
             now,
+            random,
         )
         self.control.directory.is_needed = self._is_needed
         for static in settings.static_peers:
@@ -232,7 +234,7 @@ class Mesh:
             self._handshake(datagram, source, now)
         elif kind is Kind.CONTROL:
             self.control.receive(datagram, source, now)
-        elif kind is Kind.STUN and isinstance(source, UdpEndpoint):
+        elif kind is Kind.STUN and not isinstance(source, RelayEndpoint):
             self.control.receive_stun(datagram, source, local, now)
         else:
             self.dropped["unexpected-kind"] += 1
@@ -441,7 +443,7 @@ class Mesh:
         self.emit(StateToPersist())
 
     def called(
-        self, member: Member, body: m.CallBody, relay: RelayEndpoint | None, source: Endpoint, now: float
+        self, member: Member, body: m.CallBody, relay: RelayEndpoint | None, event: Called, now: float
     ) -> None:
         """Answer a call: take its handshake, its channel, and punch."""
         peer = self.members.get(member.node_id)
@@ -449,8 +451,9 @@ class Mesh:
             return
         if relay is not None:
             peer.learn_relay(relay, now, heard=True)
+        peer.seen_at = event.observed.host
         if body.initiation:
-            self._handshake(body.initiation, source, now)
+            self._handshake(body.initiation, relay or self.control.clients[event.server].endpoint, now)
         peer.called(body.attempt, body.candidates, body.observed_by, now)
 
     def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
@@ -474,16 +477,23 @@ class Mesh:
     def pinged(self, member: Member, source: Endpoint, size: int, now: float) -> None:
         """Let a peer note that it was heard from an address: a second observer of that address."""
         peer = self.members.get(member.node_id)
-        if peer is not None and isinstance(source, UdpEndpoint):
-            self.services.budget.confirm(source)
+        if peer is not None and not isinstance(source, RelayEndpoint):
+            self.services.budget.confirm(remote_of(source))
             peer.pinged(source, size, now)
 
-    def ponged(self, member: Member, endpoint: UdpEndpoint, now: float) -> None:
+    def ponged(self, member: Member, endpoint: DirectEndpoint, now: float) -> None:
         """Let a peer note that an endpoint answered."""
         peer = self.members.get(member.node_id)
         if peer is not None:
-            self.services.budget.confirm(endpoint)
+            self.services.budget.confirm(remote_of(endpoint))
             peer.ponged(endpoint, now)
+
+    def scouted(self, local: int, mapped: UdpEndpoint, now: float) -> None:
+        """Tell whoever opened a further socket where it is seen."""
+        peer = self.services.sockets.owner(local)
+        if peer is not None:
+            peer.later.scouted(local, mapped, now)
+            self.touch(peer)
 
     def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
         """Call whoever waits, now that a rendezvous has us; one that forgot us forgot its channels too."""
@@ -497,6 +507,10 @@ class Mesh:
         """Tell every peer with a session our new record."""
         for peer in self.members.values():
             peer.restated(now)
+
+    def further_sockets(self, count: int) -> tuple[int, ...]:
+        """Return numbers for so many sockets that belong to no peer; those given before are closed."""
+        return self.services.own_sockets(count)
 
     def emit(self, event: MeshEvent) -> None:
         """Queue an event for the shell."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from crossedge.meshd import client_events as ce
@@ -19,17 +20,27 @@ from crossedge.meshd.candidates import Candidates
 from crossedge.meshd.challenges import Challenges
 from crossedge.meshd.client import RendezvousClient
 from crossedge.meshd.events import BlocklistToPersist, MeshEvent, Notice
+from crossedge.meshd.lifetime import SOCKETS as LIFETIME_SOCKETS
+from crossedge.meshd.lifetime import LifetimeCheck
+from crossedge.meshd.natverdict import Finding
 from crossedge.meshd.netcheck import Netcheck, NetcheckReport
 from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT, NodeControl
 from crossedge.meshd.ownrecord import OwnRecord
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
-from crossedge.meshd.stunclient import StunObservers
+from crossedge.meshd.stunclient import StunAnswer, StunClient, StunObservers
 from crossedge.meshd.transmit import Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import (
+    DirectEndpoint,
+    Endpoint,
+    RelayEndpoint,
+    SocketEndpoint,
+    UdpEndpoint,
+    remote_of,
+)
 from crossedge.wire.envelope import ControlKey, is_cookie_reply
 from crossedge.wire.record import CandidateKind, NatVerdict
 
@@ -50,9 +61,9 @@ class ControlHost(Protocol):
         """Let go of a member."""
 
     def called(
-        self, member: dir_.Peer, body: m.CallBody, relay: RelayEndpoint | None, source: Endpoint, now: float
+        self, member: dir_.Peer, body: m.CallBody, relay: RelayEndpoint | None, event: ce.Called, now: float
     ) -> None:
-        """Take an authentic, fresh call."""
+        """Take an authentic, fresh call; of `event` nothing but hints is left to read."""
 
     def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
         """Take the channel that a call got."""
@@ -66,8 +77,14 @@ class ControlHost(Protocol):
     def pinged(self, member: dir_.Peer, source: Endpoint, size: int, now: float) -> None:
         """Take an authentic, fresh ping, which had `size` bytes more than its answer."""
 
-    def ponged(self, member: dir_.Peer, endpoint: UdpEndpoint, now: float) -> None:
+    def ponged(self, member: dir_.Peer, endpoint: DirectEndpoint, now: float) -> None:
         """Take the news that the member answered our ping to this endpoint."""
+
+    def scouted(self, local: int, mapped: UdpEndpoint, now: float) -> None:
+        """Take the news where a STUN server sees this further socket."""
+
+    def further_sockets(self, count: int) -> tuple[int, ...]:
+        """Return numbers for so many further sockets, none for 0; those given before are closed."""
 
     def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
         """Take the news that a rendezvous has us registered; `anew`: it had forgotten us and all channels."""
@@ -110,6 +127,8 @@ class ControlPlane:
         self.report: NetcheckReport | None = None
         self.netcheck: Netcheck | None = None
         self.observers = StunObservers(settings.stun, random, now)
+        self._scouts = StunClient(random)
+        self.lifetime: LifetimeCheck | None = None
         self._host = host
         self._numbers = numbers
         self._random = random
@@ -149,14 +168,22 @@ class ControlPlane:
         """Tell whether this is a rendezvous of ours, whose channels may lead to members."""
         return any(client.endpoint == server for client in self.clients.values())
 
-    def call(self, member: dir_.Peer, attempt: int, rtt: float, initiation: bytes, now: float) -> bool:
+    def call(
+        self,
+        member: dir_.Peer,
+        attempt: int,
+        rtt: float,
+        initiation: bytes,
+        now: float,
+        fresh: Sequence[UdpEndpoint] | None = None,
+    ) -> bool:
         """Call a member through every rendezvous that both know; False where none has us registered.
 
-        `rtt` is that through the relay in seconds, 0 if not known.
+        `rtt` is that through the relay in seconds, 0 if not known; `fresh` stands for our candidates.
         """
         called = False
         servers = set(member.record.servers) & set(self.clients) or set(self.clients)
-        endpoints = [candidate.endpoint for candidate in self.candidates.current]
+        endpoints = [candidate.endpoint for candidate in self.candidates.current] if fresh is None else fresh
         for server in servers:
             client = self.clients[server]
             if client.state is not ce.ClientState.REGISTERED:
@@ -234,7 +261,29 @@ class ControlPlane:
             return
         self.report = self.netcheck.report
         self.netcheck = None
-        self.set_verdict(self.report.verdict, now)
+        known = self.verdict
+        verdict = self.report.verdict
+        if (verdict.mapping, verdict.allocation) == (known.mapping, known.allocation):
+            verdict = replace(verdict, lifetime=known.lifetime)
+        self.set_verdict(verdict, now)
+        self._measure_lifetime(now)
+
+    def _measure_lifetime(self, now: float) -> None:
+        """Find out how long a mapping lives; what was measured before stands until then."""
+        servers = [server for server, _ in self.report.observations] if self.report is not None else []
+        sockets = self._host.further_sockets(LIFETIME_SOCKETS if servers else 0)
+        self.lifetime = LifetimeCheck(servers[0], sockets, self._random, now) if sockets else None
+
+    def _lifetime_done(self, now: float) -> None:
+        check = self.lifetime
+        if check is None or not check.done:
+            return
+        self.lifetime = None
+        self._host.further_sockets(0)
+        if self.report is not None:
+            value = "unknown" if check.lifetime is None else f"{check.lifetime} s"
+            self.report = self.report.with_finding(Finding("lifetime", value, check.why))
+        self.set_verdict(replace(self.verdict, lifetime=check.lifetime), now)
 
     def _say(self, now: float) -> None:
         """Sign a new record if what it says has changed, and tell everyone."""
@@ -274,10 +323,36 @@ class ControlPlane:
         self.sent["ping"] += 1
         self.transmit(shot.endpoint, sealed, shot.ttl)
 
+    def volley(
+        self,
+        member: dir_.Peer,
+        targets: Sequence[DirectEndpoint],
+        attempt: int,
+        ttl: int | None,
+        now: float,
+    ) -> None:
+        """Send one ping to many endpoints; the caller has paid for them. Its answer agrees to nothing."""
+        if not targets:
+            return
+        number = self._challenges.new(member.node_id, None, now)
+        message = m.Ping(id=number, seq=self._numbers.next(now), attempt=attempt)
+        sealed = self.node.seal(message, member.record.control_key, PING_LONG)
+        if sealed is None:
+            return
+        self.sent["volley"] += len(targets)
+        for target in targets:
+            self.transmit(target, sealed, ttl)
+
+    def scout(self, local: int, now: float) -> bool:
+        """Ask a server where it sees this further socket; False where there is none to ask."""
+        registered = [c.endpoint for c in self.clients.values() if c.state is ce.ClientState.REGISTERED]
+        servers = [each for each in (*registered, *self.settings.stun) if ":" not in each.host]
+        return bool(servers) and self._scouts.ask(servers[0], now, local=local)
+
     def receive(self, datagram: bytes, source: Endpoint, now: float) -> None:
         """Take an untrusted control datagram (CE 01)."""
         self._now = now
-        if not isinstance(source, RelayEndpoint):
+        if isinstance(source, UdpEndpoint):
             for client in self.clients.values():
                 if client.receive(datagram, source, now):
                     self._client_events(client, now)
@@ -306,7 +381,7 @@ class ControlPlane:
             self._on_pong(member, message, now)
 
     def _on_ping(self, member: dir_.Peer, ping: m.Ping, source: Endpoint, size: int, now: float) -> None:
-        observed = source.server if isinstance(source, RelayEndpoint) else source
+        observed = source.server if isinstance(source, RelayEndpoint) else remote_of(source)
         pong = m.Pong(id=ping.id, seq=self._numbers.next(now), observed=observed)
         sealed = self.node.seal(pong, member.record.control_key)
         if sealed is None:
@@ -318,10 +393,10 @@ class ControlPlane:
         self._host.pinged(member, source, size - len(sealed), now)
 
     def _on_pong(self, member: dir_.Peer, pong: m.Pong, now: float) -> None:
-        endpoint = self._challenges.met(pong.id, member.node_id, now)
-        if endpoint is None:
+        asked, endpoint = self._challenges.met(pong.id, member.node_id, now)
+        if not asked:
             self.dropped["unasked-pong"] += 1
-        else:
+        elif endpoint is not None:
             self._host.ponged(member, endpoint, now)
 
     # --- Calls ------------------------------------------------------------------------------------------
@@ -353,7 +428,7 @@ class ControlPlane:
         if client is None:
             return
         relay = RelayEndpoint(client.endpoint, event.channel) if event.channel else None
-        self._host.called(member, body, relay, relay or client.endpoint, now)
+        self._host.called(member, body, relay, event, now)
 
     def _retry_calls(self, node_id: bytes, now: float) -> None:
         for event in self._waiting.take(node_id, now):
@@ -452,8 +527,18 @@ class ControlPlane:
 
     # --- In and out -------------------------------------------------------------------------------------
 
-    def receive_stun(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
-        """Take an untrusted STUN datagram."""
+    def receive_stun(self, datagram: bytes, source: DirectEndpoint, local: int, now: float) -> None:
+        """Take an untrusted STUN datagram; `local` numbers the sockets of a network check."""
+        if isinstance(source, SocketEndpoint):
+            if self.lifetime is not None and self.lifetime.receive(datagram, source, now):
+                self._lifetime_done(now)
+                return
+            if not self._scouts.receive(datagram, source.remote, source.local, now):
+                self.dropped["unasked-stun"] += 1
+            while (event := self._scouts.poll_event()) is not None:
+                if isinstance(event, StunAnswer):
+                    self._host.scouted(event.local, event.mapped, now)
+            return
         if self.netcheck is not None and self.netcheck.receive(datagram, source, local, now):
             self._netcheck_done(now)
             return
@@ -480,13 +565,17 @@ class ControlPlane:
         for client in self.clients.values():
             if (item := client.poll_transmit()) is not None:
                 return item
+        if (item := self._scouts.poll_transmit()) is not None and isinstance(item.destination, UdpEndpoint):
+            return Transmit(SocketEndpoint(item.destination, item.local), item.datagram)
+        if self.lifetime is not None and (sent := self.lifetime.poll_transmit()) is not None:
+            return Transmit(*sent)
         if self.netcheck is not None and (item := self.netcheck.poll_transmit()) is not None:
             return item
         return self.observers.poll_transmit()
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do."""
-        parts = (*self.clients.values(), self.netcheck, self.observers)
+        parts = (*self.clients.values(), self.netcheck, self.observers, self._scouts, self.lifetime)
         times = [None if part is None else part.next_deadline() for part in parts]
         known = [when for when in times if when is not None]
         return min([self.directory.next_deadline(), self.node.next_rotation(), *known])
@@ -503,5 +592,11 @@ class ControlPlane:
             self.netcheck.handle_timeout(now)
             self._netcheck_done(now)
         self.observers.handle_timeout(now)
+        if self.lifetime is not None:
+            self.lifetime.handle_timeout(now)
+            self._lifetime_done(now)
+        self._scouts.handle_timeout(now)
+        while self._scouts.poll_event() is not None:
+            pass  # no answer: whoever waits for it has a time limit of its own
         if now >= self.node.next_rotation():
             self.rotate_key(now)

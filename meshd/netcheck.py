@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import islice
 from typing import Any, Final
@@ -62,6 +62,11 @@ class NetcheckReport:
     """Usual distance between them: what a port prediction begins with."""
     seconds: float
     """How long the check took."""
+
+    def with_finding(self, finding: Finding) -> NetcheckReport:
+        """Return the report with this finding in place of the one on its topic."""
+        others = tuple(finding if each.topic == finding.topic else each for each in self.findings)
+        return replace(self, findings=others)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""

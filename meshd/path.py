@@ -21,20 +21,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final
 
 from crossedge.latency.estimator import TIMEOUT_MAX, Estimator, round_trip
 from crossedge.meshd.inner import PROBE_MIN, Probe, ProbeReply
 from crossedge.meshd.pathmtu import SizeSearch
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, remote_of
 
 HEARTBEAT: Final = 0.7  # seconds between probes of a path that carries traffic
 HEARTBEAT_SIZE: Final = 2 * PROBE_MIN  # bytes: from a new source it pays for the answer and for a challenge
 TRUST: Final = 2.0  # seconds after the last proof
 STANDBY_INTERVAL: Final = 10.0  # seconds between probes of a path that is kept warm
-KEEPALIVE_INTERVAL: Final = 20.0  # of an idle path, where its NAT's lifetime was not measured; never above 25
-KEEPALIVE_MAX: Final = 25.0
+KEEPALIVE_INTERVAL: Final = 20.0  # of an idle path, where the lifetimes of both NATs were not measured
+KEEPALIVE_MAX: Final = 100.0  # where they were
 JITTER: Final = 0.1  # the part of an interval that is random
 OVERDUE_MIN: Final = 0.1  # seconds before a probe may count as overdue: hosts stall for a moment
 MISSES: Final = 3  # probes overdue in a row that make a path suspect before trust ends by itself
@@ -57,6 +58,7 @@ DWELL: Final = 5.0  # seconds that a choice stands while its path is trusted
 PRIVATE: Final = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
 
+@lru_cache(maxsize=1024)
 def is_private(host: str) -> bool:
     """Tell whether an address belongs to somebody's LAN (RFC 1918, RFC 4193)."""
     address = ip_address(host)
@@ -146,7 +148,7 @@ class Path:
         """Take the endpoint; `jitter`, 0 to 1, spreads the probes of many paths."""
         self.endpoint = endpoint
         self.relay = isinstance(endpoint, RelayEndpoint)
-        host = endpoint.server.host if isinstance(endpoint, RelayEndpoint) else endpoint.host
+        host = (endpoint.server if isinstance(endpoint, RelayEndpoint) else remote_of(endpoint)).host
         self.private = not self.relay and is_private(host)
         self.search = SizeSearch(v6=":" in host, relay=self.relay)
         self.state = State.UNPROVEN

@@ -13,7 +13,7 @@ from typing import Final
 from crossedge.meshd.inner import Probe, ProbeReply
 from crossedge.meshd.path import Path, Role, State, choose
 from crossedge.meshd.pathmtu import BASE
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint
 from crossedge.wire.relay import HEADER as RELAY_HEADER
 
 MAX_DIRECT: Final = 20
@@ -101,12 +101,14 @@ class Paths:
         """Return the paths that need nobody."""
         return [path for path in self._table.values() if not path.relay]
 
-    def consented(self) -> list[UdpEndpoint]:
+    def consented(self) -> list[DirectEndpoint]:
         """Return the endpoints at which the peer answered a challenge and that are not known to be dead."""
         return [
             path.endpoint
             for path in self._table.values()
-            if isinstance(path.endpoint, UdpEndpoint) and path.consented and path.state is not State.LOST
+            if not isinstance(path.endpoint, RelayEndpoint)
+            and path.consented
+            and path.state is not State.LOST
         ]
 
     # --- Probes -----------------------------------------------------------------------------------------

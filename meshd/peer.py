@@ -19,15 +19,24 @@ from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import Direct, LinkReady, PathChanged, SessionChanged
 from crossedge.meshd.handshaking import NEVER, Handshaking
 from crossedge.meshd.inner import Bye, Inner, ProbeReply
+from crossedge.meshd.latertries import LaterTries
 from crossedge.meshd.link import Link
+from crossedge.meshd.natplan import Nature, Plan, nature, plan
 from crossedge.meshd.offers import Offers
 from crossedge.meshd.path import Path, State
 from crossedge.meshd.paths import Paths
 from crossedge.meshd.peerport import Gate, Port
-from crossedge.meshd.punch import Phase, Punch
+from crossedge.meshd.punch import Phase, Punch, Volley
 from crossedge.meshd.session import HandshakeFailed, KeypairRotated, Session, SessionExpired, SessionUp
 from crossedge.meshd.talk import Talk
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import (
+    DirectEndpoint,
+    Endpoint,
+    RelayEndpoint,
+    SocketEndpoint,
+    UdpEndpoint,
+    remote_of,
+)
 
 ACTIVE_TIME: Final = 20.0  # seconds after the last packet for which a pair counts as having traffic
 SESSION_IDLE: Final = 300.0  # seconds without traffic after which a session is closed
@@ -52,7 +61,10 @@ class MeshPeer:
         self.session: Session | None = None
         self.link = Link(member.name, Gate(self))
         self.paths = Paths(random, int.from_bytes(random(2), "big") / 65536)
-        self.punch = Punch(leads=leads)
+        self.punch = Punch()
+        self.later = LaterTries(self, port)
+        self.seen_at = ""
+        """The address at which a rendezvous says it saw the peer call us: a hint."""
         self.offers = Offers(member.record, port.usable)
         self.talk = Talk(self, port)
         self.handshaking = Handshaking(self, port)
@@ -73,6 +85,10 @@ class MeshPeer:
         self._told: tuple[Endpoint, ...] = ()
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
+        self._leads = leads
+        self._plan = Plan()
+        self._pictured: object = None
+        self._retry = False
 
     # --- What it is -------------------------------------------------------------------------------------
 
@@ -98,6 +114,13 @@ class MeshPeer:
     def up(self, now: float) -> bool:
         """Tell whether data can be sealed."""
         return self.session is not None and self.session.usable(now)
+
+    def plan(self, *, anew: bool = False) -> Plan:
+        """Return how the pair is punched; `anew`: by what is known of both NATs now."""
+        if anew or self.punch.phase is Phase.IDLE:
+            self._plan = plan(self._port.verdict(), self._port.verdict_of(self), leads=self._leads)
+            self._pictured = self._port.picture()
+        return self._plan
 
     @property
     def direct(self) -> Path | None:
@@ -201,8 +224,10 @@ class MeshPeer:
         if self.session is None:
             return
         self._doubt_tried = now
+        self._retry = False
+        self.later.end()
         self.handshaking.called = self._port.call(self, 1, now)
-        self.punch.start(self.offers.candidates(), now)
+        self.punch.start(self.offers.candidates(), now, self.plan(anew=True).first_time)
         self._port.touch(self)
 
     def close(self, state: str) -> None:
@@ -217,6 +242,8 @@ class MeshPeer:
         self._set_path((), 0, state)
         self.paths.clear()
         self.punch.reset()
+        self.later.end()
+        self._free_sockets()
         self.offers.clear()
         self.wanted_at = self.opened_at = self.up_at = self.direct_at = None
         self.handshaking.called = False
@@ -226,10 +253,17 @@ class MeshPeer:
     def replace(self, member: Member, now: float) -> None:
         """Take a newer record, perhaps under a newer certificate."""
         old, self.member = self.member, member
+        hosts, verdict = {endpoint.host for endpoint in old.record.endpoints}, old.record.verdict
         fresh = self.offers.replace(member.record)
         if member.certificate.x25519 != old.certificate.x25519:
             self.close("rekeyed")
             return
+        easy = nature(member.record.verdict) is Nature.EASY
+        if (
+            any(easy or endpoint.host not in hosts for endpoint in fresh)
+            or member.record.verdict.mapping is not verdict.mapping
+        ):
+            self._try_again()
         if not self.active or not fresh:
             return
         used = None if self.paths.current is None else self.paths.current.endpoint
@@ -255,8 +289,14 @@ class MeshPeer:
         if self.up(now):
             self.talk.state(now)
             self._port.touch(self)
-        if self.punch.phase is Phase.PAUSED and self.lively(now) and now - self._doubt_tried >= DOUBT_AGAIN:
-            self.recall(now)
+        if self.active and self._port.picture() != self._pictured:
+            self._try_again()
+
+    def _try_again(self) -> None:
+        """Punch anew where that had failed: something changed. At once, but not again and again."""
+        if self.active and self.punch.phase in (Phase.PAUSED, Phase.SPENT):
+            self._retry = True
+            self._port.touch(self)
 
     # --- What arrives -----------------------------------------------------------------------------------
 
@@ -269,11 +309,15 @@ class MeshPeer:
     ) -> None:
         """Answer a call whose body was authentic and fresh: fire at once. Attempt 0 wants only a relay."""
         self._ensure_session(now)
-        self.offers.add(offered, observed_by)
+        if attempt > 1:
+            if self.punch.phase is not Phase.TRYING or self.punch.attempt != attempt:
+                self.plan(anew=True)
+            self.later.called(attempt, self.offers.add_fresh(offered, observed_by), now)
+        else:
+            self.offers.add(offered, observed_by)
         if attempt == 1:
-            self.punch.called(self.offers.candidates(), now)
-        elif attempt:
-            self.punch.synchronise(self.offers.candidates(), attempt, 0.0, now, called=True)
+            self.later.end()
+            self.punch.called(self.offers.candidates(), now, self.plan(anew=True).first_time)
         self._port.touch(self)
 
     def learn_relay(self, endpoint: RelayEndpoint, now: float, *, heard: bool) -> None:
@@ -289,19 +333,19 @@ class MeshPeer:
             self.handshaking.try_way(endpoint, now)
         self._port.touch(self)
 
-    def pinged(self, source: UdpEndpoint, size: int, now: float) -> None:
+    def pinged(self, source: DirectEndpoint, size: int, now: float) -> None:
         """Note an authentic, fresh ping from here, `size` bytes longer than its answer: challenge it."""
         path = self._path(source, now)
         if path is None:
             return
         path.heard(now)
         path.credit += size
-        self.punch.heard(source, now)
+        self.punch.heard(source, now, short=path.limited)
         if self.up(now) and path.state in (State.UNPROVEN, State.LOST):
             path.prove(now)
         self._port.touch(self)
 
-    def ponged(self, endpoint: UdpEndpoint, now: float) -> None:
+    def ponged(self, endpoint: DirectEndpoint, now: float) -> None:
         """Note that the peer answered our challenge to this endpoint: it takes handshakes and proofs now."""
         path = self._path(endpoint, now)
         if path is None:
@@ -374,10 +418,12 @@ class MeshPeer:
             self._port.dropped["unasked-probe-reply"] += 1
             return
         self.proved_at = now
-        if path.state is State.PROVEN and isinstance(path.endpoint, UdpEndpoint):
-            self.last_good = path.endpoint
+        if path.state is State.PROVEN and not path.relay:
+            if isinstance(path.endpoint, UdpEndpoint):
+                self.last_good = path.endpoint
             if self.punch.phase is not Phase.DONE:
                 self.punch.done()
+                self.later.end()
 
     def _path(self, endpoint: Endpoint, now: float) -> Path | None:
         """Return the path to an endpoint, a new one if it may and can be one."""
@@ -386,9 +432,20 @@ class MeshPeer:
             path = self.paths.add(endpoint, now)
             if path is None:
                 self._port.dropped["paths-full"] += 1
-        if path is not None:
-            path.offered = endpoint in self.offers
+        if path is not None and not isinstance(endpoint, RelayEndpoint):
+            path.offered = remote_of(endpoint) in self.offers
         return path
+
+    def _free_sockets(self) -> None:
+        """Close the further sockets that neither a path nor a try that is going on uses."""
+        used = set(self.later.sockets)
+        for path in self.paths:
+            if isinstance(path.endpoint, SocketEndpoint):
+                if path.state is State.LOST:
+                    self.paths.remove(path.endpoint)
+                else:
+                    used.add(path.endpoint.local)
+        self._port.free_sockets(self, used)
 
     # --- Traffic ----------------------------------------------------------------------------------------
 
@@ -462,7 +519,7 @@ class MeshPeer:
     def deadline(self, now: float) -> float | None:
         """Return when `handle_timeout` has something to do."""
         probes = self.paths.deadline() if self.up(now) else None  # without keys there are none
-        times = [when for when in (probes, self.punch.deadline()) if when is not None]
+        times = [when for when in (probes, self.punch.deadline(), self.later.deadline()) if when is not None]
         session = self.session
         if session is not None:
             when = session.next_deadline()
@@ -472,7 +529,7 @@ class MeshPeer:
                 times += [self.last_data + ACTIVE_TIME] if self.lively(now) else []
                 if self.lively(now) and self.up(now):
                     times.append(max((self.last_heard or now) + SILENT, self._silent_tried + SILENT_AGAIN))
-                elif self.lively(now):
+                if self.lively(now) and (self._retry or not self.up(now)):
                     times.append(max(now, self._doubt_tried + DOUBT_AGAIN))
             times.append(self._last_use() + (SESSION_IDLE if session.current is not None else ACTIVE_TIME))
         times += self.talk.deadlines(up=self.up(now))
@@ -496,25 +553,32 @@ class MeshPeer:
         for path in self.paths:
             recently = path.last_heard is not None and now - path.last_heard < HEARD_TIME
             if path.relay or path.consented or recently:
-                path.offered = path.endpoint in self.offers
+                if not isinstance(path.endpoint, RelayEndpoint):
+                    path.offered = remote_of(path.endpoint) in self.offers
                 path.prove(now)
         self._port.emit(SessionChanged(self.name, "up"))
 
     def _punch(self, now: float) -> None:
+        self._fire(now)
+        trying = self.punch.phase is Phase.TRYING
+        call = self.punch.handle_timeout(now, self._plan)
+        if trying and (call is not None or self.punch.phase is not Phase.TRYING):
+            self.later.end()
+        if call is not None:
+            if not self.lively(now):
+                self.punch.reset()
+            else:
+                self.later.begin(call.attempt, now)
+        self.later.handle_timeout(now)
+        self._fire(now)
+        self._free_sockets()
+
+    def _fire(self, now: float) -> None:
         for shot in self.punch.take(now):
-            self._port.send_ping(self, shot, now)
-        call = self.punch.handle_timeout(now)
-        if call is None:
-            return
-        if not self.lively(now):
-            self.punch.reset()
-            return
-        self._port.call(self, call.attempt, now)
-        self.punch.synchronise(
-            self.offers.candidates(), call.attempt, self.paths.relay_rtt(), now, called=False
-        )
-        for shot in self.punch.take(now):
-            self._port.send_ping(self, shot, now)
+            if isinstance(shot, Volley):
+                self._port.send_volley(self, shot, now)
+            else:
+                self._port.send_ping(self, shot, now)
 
     def _watch(self, session: Session, now: float) -> None:
         """Notice, while there is traffic, that nothing direct is left or that the peer fell silent."""
@@ -522,12 +586,14 @@ class MeshPeer:
             return
         up = self.up(now)
         cut_off = not up or not any(path.state is State.PROVEN for path in self.paths.directs())
+        self._retry = self._retry and cut_off
         if (
             cut_off
-            and (not up or self.punch.phase in (Phase.IDLE, Phase.DONE))
+            and (not up or self._retry or self.punch.phase in (Phase.IDLE, Phase.DONE))
             and now - self._doubt_tried >= DOUBT_AGAIN
         ):
-            self._port.rebind(self, now)
+            if not self._retry:
+                self._port.rebind(self, now)
             self.recall(now)
         heard = self.last_heard if self.last_heard is not None else now
         if up and now - heard >= SILENT and now - self._silent_tried >= SILENT_AGAIN:
@@ -550,7 +616,7 @@ class MeshPeer:
             relayed = any(isinstance(endpoint, RelayEndpoint) for endpoint in endpoints)
             reason = "relayed" if relayed else "direct"
         self._set_path(endpoints, size, reason)
-        keepalive = self._port.keepalive()
+        keepalive = self._port.keepalive(self)
         for path in self.paths:
             path.keepalive = keepalive
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from crossedge.meshd.events import MeshEvent
 from crossedge.meshd.hello import HelloExchange
 from crossedge.meshd.inner import BlocklistAsk, BlocklistPart
 from crossedge.meshd.keypair import Keypair
-from crossedge.meshd.punch import Shot
+from crossedge.meshd.punch import Shot, Volley
 from crossedge.meshd.session import Session
-from crossedge.wire.endpoint import Endpoint, UdpEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, Endpoint, UdpEndpoint
+from crossedge.wire.record import NatVerdict
 
 if TYPE_CHECKING:
     from crossedge.meshd.peer import MeshPeer
@@ -25,14 +27,52 @@ class Port(Protocol):
     def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
         """Transmit a datagram."""
 
-    def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
+    def spend(self, peer: MeshPeer, endpoint: DirectEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""
 
     def send_ping(self, peer: MeshPeer, shot: Shot, now: float) -> None:
         """Send a sealed ping, if it can be paid for."""
 
-    def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
-        """Call the peer through every rendezvous that both know; False where there is none in reach."""
+    def send_volley(self, peer: MeshPeer, volley: Volley, now: float) -> None:
+        """Send one sealed ping to many endpoints, as far as they can be paid for."""
+
+    def call(
+        self, peer: MeshPeer, attempt: int, now: float, fresh: Sequence[UdpEndpoint] | None = None
+    ) -> bool:
+        """Call the peer through every rendezvous that both know; False where there is none in reach.
+
+        `fresh` are endpoints that were opened for this try, named instead of our candidates.
+        """
+
+    def verdict(self) -> NatVerdict:
+        """Return what the NAT before us is known to be."""
+
+    def verdict_of(self, peer: MeshPeer) -> NatVerdict:
+        """Return what the NAT before a peer is known to be, by it or by who shares its public address."""
+
+    def picture(self) -> object:
+        """Return what of ourselves makes another try to punch worth it where it changes."""
+
+    def port_step(self) -> int:
+        """Return the usual distance between the ports that our NAT gives in order, not 0."""
+
+    def take_sockets(self, peer: MeshPeer, count: int) -> tuple[int, ...]:
+        """Return numbers for so many further sockets of ours; none where there are not as many left."""
+
+    def free_sockets(self, peer: MeshPeer, kept: Collection[int]) -> None:
+        """Close every further socket that the peer has, but those."""
+
+    def scout(self, local: int, now: float) -> bool:
+        """Ask a STUN server where it sees this socket; False where there is none to ask."""
+
+    def begin_spray(self, now: float) -> float:
+        """Begin a spray of ours and return `now`, or return when that may be."""
+
+    def spray_target(self, peer: MeshPeer) -> str | None:
+        """Return the peer's address of which many ports may be tried; None where that may not be."""
+
+    def draw_ports(self, count: int, low: int, high: int) -> list[int]:
+        """Return so many different random ports."""
 
     def rebind(self, peer: MeshPeer, now: float) -> None:
         """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
@@ -55,8 +95,8 @@ class Port(Protocol):
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
 
-    def keepalive(self) -> float:
-        """Return how often an idle path has to be used, in seconds, for our NAT to keep its mapping."""
+    def keepalive(self, peer: MeshPeer) -> float:
+        """Return how often an idle path has to be used, in seconds, for both NATs to keep their mappings."""
 
     def touch(self, peer: MeshPeer) -> None:
         """Pump this peer soon: something happened to it outside of a call from the mesh."""

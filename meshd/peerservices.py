@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Final
 
 from crossedge.meshd.blocklistpeer import PeerFetch, part_of
 from crossedge.meshd.budget import Budget
 from crossedge.meshd.device import Device
-from crossedge.meshd.events import MeshEvent
+from crossedge.meshd.events import MeshEvent, SocketsFreed
+from crossedge.meshd.furthersockets import FurtherSockets
 from crossedge.meshd.hello import HelloExchange, gso_bits
 from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Statement
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.mesh_control import ControlPlane
+from crossedge.meshd.natplan import HARD, Nature, nature
 from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT
 from crossedge.meshd.noise import NoiseError
 from crossedge.meshd.path import KEEPALIVE_INTERVAL
 from crossedge.meshd.peer import MeshPeer
-from crossedge.meshd.punch import Shot
+from crossedge.meshd.punch import Shot, Volley
 from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
+from crossedge.wire.endpoint import (
+    DirectEndpoint,
+    Endpoint,
+    RelayEndpoint,
+    UdpEndpoint,
+    refused_candidate,
+    remote_of,
+)
 from crossedge.wire.limits import ENVELOPE_OVERHEAD
+from crossedge.wire.record import Behaviour, CandidateKind, NatVerdict, Record
 
 LIFETIME_SHARE: Final = 0.8  # of a measured mapping lifetime after which the mapping is used again
+SPRAY_SPACING: Final = 35.0  # seconds between two sprays: longer than most routers keep an unanswered mapping
 LIFETIME_LEAST: Final = 5.0  # seconds: no NAT is kept open by more
 
 
@@ -42,12 +54,16 @@ class PeerServices:
         touch: Callable[[MeshPeer | StaticPeer], None],
         emit: Callable[[MeshEvent], None],
         now: float,
+        random: Callable[[int], bytes],
     ) -> None:
         """`control` returns `plane` for a change of it; `touch` has a peer pumped soon."""
         self.dropped = dropped
         self.budget = Budget(now)
         self.own_hosts: frozenset[str] = frozenset()
         """The host's own addresses."""
+        self.sockets = FurtherSockets()
+        self._random = random
+        self._spray_next = now
         self._settings = settings
         self._device = device
         self._plane = plane
@@ -63,9 +79,13 @@ class PeerServices:
         """Queue a datagram."""
         self._plane.transmit(endpoint, datagram, ttl)
 
-    def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
+    def spend(self, peer: MeshPeer, endpoint: DirectEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""
-        reason = self.budget.take(endpoint, now, single_observer=peer.offers.single_observer(endpoint))
+        remote = remote_of(endpoint)
+        single = peer.offers.single_observer(remote)
+        if single and not peer.offers.signed(remote):
+            remote = UdpEndpoint(remote.host, 0)  # what calls add of one address is one to this budget
+        reason = self.budget.take(remote, now, single_observer=single)
         if reason is not None:
             self.dropped[reason] += 1
         return reason is None
@@ -79,20 +99,40 @@ class PeerServices:
         elif (path is not None and path.consented) or self.spend(peer, shot.endpoint, now):
             self._plane.ping(peer.member, shot, now)
 
+    def send_volley(self, peer: MeshPeer, volley: Volley, now: float) -> None:
+        """Send one sealed ping to many endpoints of one address, as far as they can be paid for."""
+        targets = volley.targets
+        if volley.spray and targets:
+            host = remote_of(targets[0]).host
+            allowed = self.budget.spray(host, len(targets), len(self._neighbours()), now)
+            self.dropped["budget-spray"] += len(targets) - allowed
+            targets = targets[:allowed]
+        else:
+            targets = tuple(target for target in targets if self.spend(peer, target, now))
+        self._plane.volley(peer.member, targets, volley.attempt, volley.ttl, now)
+
     def usable(self, endpoint: Endpoint) -> bool:
         """Tell whether anything may be sent to an endpoint from here at all, on a peer's word."""
         if isinstance(endpoint, RelayEndpoint):
             return self._plane.relay_server(endpoint.server)
-        if (6 if ":" in endpoint.host else 4) not in self._settings.families:
+        host, port = remote_of(endpoint)
+        if (6 if ":" in host else 4) not in self._settings.families:
             return False
-        if endpoint.host in self.own_hosts and endpoint.port == self._settings.port:
+        if host in self.own_hosts and port == self._settings.port:
             return False
-        return refused_candidate(endpoint.host, self._settings.mesh_prefixes) is None
+        return _refused(host, self._settings.mesh_prefixes) is None
 
-    def keepalive(self) -> float:
-        """Return how often an idle path has to be used, in seconds, for our NAT to keep its mapping."""
-        lifetime = self._plane.verdict.lifetime
-        return KEEPALIVE_INTERVAL if lifetime is None else max(LIFETIME_LEAST, lifetime * LIFETIME_SHARE)
+    def keepalive(self, peer: MeshPeer) -> float:
+        """Return how often an idle path has to be used, in seconds, for both NATs to keep their mappings.
+
+        A NAT whose lifetime was not measured is taken for one that forgets soon.
+        """
+        measured = (self._plane.verdict.lifetime, peer.member.record.verdict.lifetime)
+        intervals = [
+            KEEPALIVE_INTERVAL if lifetime is None else max(LIFETIME_LEAST, lifetime * LIFETIME_SHARE)
+            for lifetime in measured
+        ]
+        return min(intervals)
 
     def touch(self, peer: MeshPeer | StaticPeer) -> None:
         """Pump this peer soon."""
@@ -102,12 +142,126 @@ class PeerServices:
         """Hand an event to the shell."""
         self._emit(event)
 
+    # --- NATs -------------------------------------------------------------------------------------------
+
+    def verdict(self) -> NatVerdict:
+        """Return what the NAT before us is known to be; who shares our public address may know it better."""
+        own = self._plane.verdict
+        if own.mapping is not Behaviour.UNKNOWN:
+            return own
+        return self._shared(self._public(), None) or own
+
+    def verdict_of(self, peer: MeshPeer) -> NatVerdict:
+        """Return what the NAT before a peer is known to be, by it or by who shares its public address."""
+        record = peer.member.record
+        if record.verdict.mapping is not Behaviour.UNKNOWN:
+            return record.verdict
+        return self._shared(_reflexive(record), peer.node_id) or record.verdict
+
+    def _shared(self, hosts: frozenset[str], but: bytes | None) -> NatVerdict | None:
+        if hosts:
+            for member in self._plane.directory.peers():
+                known = member.record.verdict.mapping is not Behaviour.UNKNOWN
+                if known and member.node_id != but and hosts & _reflexive(member.record):
+                    return member.record.verdict
+        return None
+
+    def _public(self) -> frozenset[str]:
+        current = self._plane.candidates.current
+        return frozenset(c.endpoint.host for c in current if c.kind is CandidateKind.REFLEXIVE)
+
+    def _neighbours(self) -> list[bytes]:
+        """Return the members that share our public address, and so our router."""
+        hosts = self._public()
+        members = self._plane.directory.peers() if hosts else ()
+        return [member.node_id for member in members if hosts & _reflexive(member.record)]
+
+    def picture(self) -> object:
+        """Return what of ourselves makes another try to punch worth it where it changes.
+
+        Behind a hard NAT only the addresses count: its ports change all the time.
+        """
+        verdict = self._plane.verdict
+        endpoints = {candidate.endpoint for candidate in self._plane.candidates.current}
+        if nature(verdict) is Nature.EASY:
+            return verdict.mapping, verdict.filtering, frozenset(endpoints)
+        return verdict.mapping, verdict.filtering, frozenset(endpoint.host for endpoint in endpoints)
+
+    def port_step(self) -> int:
+        """Return the usual distance between the ports that our NAT gives in order, not 0."""
+        report = self._plane.report
+        return report.step if report is not None and report.step else 1
+
+    def take_sockets(self, peer: MeshPeer, count: int) -> tuple[int, ...]:
+        """Return numbers for so many further sockets; none (counted) where there are not as many left."""
+        taken = self.sockets.take(peer, count)
+        if not taken:
+            self.dropped["sockets-full"] += 1
+        return taken
+
+    def free_sockets(self, peer: MeshPeer, kept: Collection[int]) -> None:
+        """Close every further socket that the peer has, but those."""
+        freed = self.sockets.free(peer, kept)
+        if freed:
+            self._emit(SocketsFreed(freed))
+
+    def own_sockets(self, count: int) -> tuple[int, ...]:
+        """Return numbers for so many further sockets that belong to no peer; earlier ones are closed."""
+        freed = self.sockets.free(None, ())
+        if freed:
+            self._emit(SocketsFreed(freed))
+        return self.sockets.take(None, count)
+
+    def scout(self, local: int, now: float) -> bool:
+        """Ask a STUN server where it sees this socket; False where there is none to ask."""
+        return self._control().scout(local, now)
+
+    def begin_spray(self, now: float) -> float:
+        """Begin a spray of ours and return `now`, or return when that may be.
+
+        One after the other, and not before the mappings of the last one have ended: small routers have room
+        for a few hundred in all.
+        """
+        if now < self._spray_next:
+            return self._spray_next
+        self._spray_next = now + SPRAY_SPACING
+        return now
+
+    def spray_target(self, peer: MeshPeer) -> str | None:
+        """Return the peer's address of which many ports may be tried; None (counted) where that may not be.
+
+        The peer signed the address and the verdict, two observers saw it there, and so does the rendezvous
+        that brought its call: neither a member nor a rendezvous alone can aim a spray.
+        """
+        verdict = peer.member.record.verdict
+        hosts = _reflexive(peer.member.record)
+        if verdict.mapping not in HARD or peer.seen_at not in hosts:
+            self.dropped["spray-not-signed"] += 1
+        elif not peer.offers.vouched(peer.seen_at):
+            self.dropped["spray-single-observer"] += 1
+        else:
+            return peer.seen_at
+        return None
+
+    def draw_ports(self, count: int, low: int, high: int) -> list[int]:
+        """Return so many different random ports."""
+        size = high - low + 1
+        drawn: dict[int, None] = {}
+        while len(drawn) < count:
+            raw = self._random(4 * count)
+            for at in range(0, len(raw), 4):
+                drawn[low + int.from_bytes(raw[at : at + 4], "big") % size] = None
+        return list(drawn)[:count]
+
     # --- Rendezvous -------------------------------------------------------------------------------------
 
-    def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
+    def call(
+        self, peer: MeshPeer, attempt: int, now: float, fresh: Sequence[UdpEndpoint] | None = None
+    ) -> bool:
         """Call a peer through every rendezvous that both know; False where there is none in reach."""
         waiting = None if peer.session is None else peer.session.initiation
-        return self._control().call(peer.member, attempt, peer.paths.relay_rtt(), waiting or b"", now)
+        rtt = peer.paths.relay_rtt()
+        return self._control().call(peer.member, attempt, rtt, waiting or b"", now, fresh)
 
     def rebind(self, peer: MeshPeer, now: float) -> None:
         """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
@@ -179,3 +333,12 @@ class PeerServices:
         """Ask again for what did not come."""
         if self._fetch is not None and self._fetch.due <= now:
             self._ask(now)
+
+
+_refused = lru_cache(maxsize=1024)(refused_candidate)
+
+
+def _reflexive(record: Record) -> frozenset[str]:
+    """Return the addresses at which servers see a member behind a NAT."""
+    kinds = record.candidates
+    return frozenset(each.endpoint.host for each in kinds if each.kind is CandidateKind.REFLEXIVE)

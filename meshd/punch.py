@@ -1,14 +1,18 @@
 """When to send which ping, so that two NATs open for each other. It plans; others seal, pay and send.
 
-    try 1     at once on Call and on Called, and again shortly after
-    try 2     synchronised as DCUtR does it: the leader calls and waits half the round trip through the
-              relay, the other fires when the call reaches it
-    pause     longer than an unreplied mapping lives (30 s): a NAT that made a wrong conntrack entry from the
-              other side's early packet keeps it alive as long as retries refresh it
-    try 3..   synchronised, opening with a packet whose TTL ends before the other side's NAT can see it
+    try 1     at once on Call and on Called, and again shortly after, to every known endpoint
+    try 2..   as `natplan` says and `latertries` prepares: from fresh sockets, whose endpoints or predicted
+              ports the calls tell; opening with a packet whose TTL ends before the other side's NAT
+    pauses    after each later try, longer each time; a birthday spray is tried twice and then not until
+              something changes
+
+Fresh ports, because a NAT that made a wrong conntrack entry from an early packet keeps that entry alive as
+long as tries from the same port refresh it. Where nobody can say how a fresh socket is seen, later tries are
+made from the daemon's own port, synchronised as DCUtR does it: the caller waits half the round trip through
+the relay, the called fires when the call reaches it.
 
 The first datagram that arrives from an endpoint is answered by three more, or the other side's NAT may never
-open. Of two peers the one with the lower node id leads, so that they do not call each other at once.
+open. `natplan` says which of two peers begins the later tries, so that they do not call each other at once.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from math import inf
+from typing import Final, TypeAlias
 
+from crossedge.meshd.natplan import FIRST_TRY_TIME, Method, Plan
 from crossedge.meshd.path import is_private
-from crossedge.wire.endpoint import UdpEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, UdpEndpoint, remote_of
 
 FIRST_TRY: Final = (0.0, 0.1, 0.3, 0.7)  # seconds after the start at which each candidate gets a ping
 SYNCHRONISED_TRY: Final = (0.0, 0.05, 0.2)
@@ -28,10 +34,8 @@ PRIVATE_TRY: Final = (0.0, 0.2)  # to a LAN address: it answers at once or is no
 OPENING_TTL: Final = 4  # hops: past our own NATs, not as far as the other side's
 OPENING_LEAD: Final = 0.05  # seconds between the opening packet and the first that is meant to arrive
 HEARD: Final = (0.0, 0.02, 0.06)  # seconds after the first receive: three more packets
-FIRST_TRY_TIME: Final = 2.0  # seconds after which a try without an answer has failed
-LATER_TRY_TIME: Final = 1.5
-PAUSES: Final = (35.0, 60.0, 120.0, 240.0, 480.0, 600.0)  # seconds; the first exceeds 30 s with room
-FOLLOWER_EXTRA: Final = 10.0  # seconds that the one who does not lead waits longer
+LATER_TRY_TIME: Final = 1.5  # seconds after which a later try without an answer has failed
+FOLLOWER_EXTRA: Final = 5.0  # seconds that the one who does not begin waits longer
 SAME_CALL: Final = 0.5  # seconds within which calls through several rendezvous are one
 CANDIDATES_MAX: Final = 24
 HEARD_MAX: Final = 16
@@ -44,6 +48,8 @@ class Phase(Enum):
     IDLE = "idle"
     TRYING = "trying"
     PAUSED = "paused"
+    SPENT = "spent"
+    """Everything was tried; nothing more is sent until something changes."""
     DONE = "done"
 
 
@@ -51,11 +57,25 @@ class Phase(Enum):
 class Shot:
     """A ping to send now; `ttl` None is the usual one."""
 
-    endpoint: UdpEndpoint
+    endpoint: DirectEndpoint
     attempt: int
     ttl: int | None = None
     short: bool = False
     """Whether it answers a ping and must not be longer than that paid for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volley:
+    """One ping to many endpoints at once, of which at most a few can arrive."""
+
+    targets: tuple[DirectEndpoint, ...]
+    attempt: int
+    ttl: int | None = None
+    spray: bool = False
+    """Whether it belongs to a birthday spray, which has a purse of its own."""
+
+
+Plannable: TypeAlias = Shot | Volley
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +91,8 @@ class Punch:
     __slots__ = (
         "_candidates",
         "_ends",
+        "_failed",
         "_heard",
-        "_leads",
-        "_pauses",
         "_queue",
         "_started",
         "attempt",
@@ -81,56 +100,80 @@ class Punch:
         "resume",
     )
 
-    def __init__(self, *, leads: bool) -> None:
-        """`leads`: our node id is the lower one, so later tries are ours to call for."""
-        self._leads = leads
-        self._candidates: dict[UdpEndpoint, None] = {}
-        self._queue: list[tuple[float, Shot]] = []
-        self._heard: dict[UdpEndpoint, None] = {}
+    def __init__(self) -> None:
+        self._candidates: dict[DirectEndpoint, None] = {}
+        self._queue: list[tuple[float, Plannable]] = []
+        self._heard: dict[DirectEndpoint, None] = {}
         self._ends: float | None = None
-        self._pauses = 0
+        self._failed = 0
         self._started = float("-inf")
         self.attempt = 0
         self.phase = Phase.IDLE
         self.resume: float | None = None
         """When the pause ends, in seconds of `now`."""
 
-    def start(self, candidates: Iterable[UdpEndpoint], now: float) -> None:
-        """Begin with the first try: the pair is cold, or something changed on either side."""
-        self._pauses = 0
-        self._fire(candidates, 1, now, now)
+    def start(self, candidates: Iterable[UdpEndpoint], now: float, lasts: float = FIRST_TRY_TIME) -> None:
+        """Begin with the first try, of `lasts` seconds: the pair is cold, or something changed somewhere."""
+        self._failed = 0
+        self._fire(candidates, 1, now, now, lasts)
 
-    def called(self, candidates: Iterable[UdpEndpoint], now: float) -> None:
+    def called(self, candidates: Iterable[UdpEndpoint], now: float, lasts: float = FIRST_TRY_TIME) -> None:
         """Begin with the first try because the peer did; its calls through several rendezvous are one."""
         if self.phase is Phase.TRYING and self.attempt == 1 and now - self._started < SAME_CALL:
             for endpoint in candidates:
                 self.add(endpoint, now)
         else:
-            self.start(candidates, now)
+            self.start(candidates, now, lasts)
 
     def synchronise(
         self, candidates: Iterable[UdpEndpoint], attempt: int, rtt: float, now: float, *, called: bool
     ) -> None:
-        """Begin a later try: at once where we were called, else half of `rtt` (seconds) after our call."""
+        """Make a later try from our own port: at once where we were called, else `rtt`/2 after our call."""
         delay = 0.0 if called else min(max(rtt, 0.0), SYNC_RTT_MAX) / 2
-        self._fire(candidates, max(attempt, 2), now, now + delay)
+        self._fire(candidates, max(attempt, 2), now, now + delay, LATER_TRY_TIME)
+
+    def later(self, attempt: int, now: float, lasts: float) -> None:
+        """Begin a later try whose pings come one by one (see `add_shots`); it fails after `lasts` seconds."""
+        self._fire((), max(attempt, 2), now, now, lasts)
+
+    def postpone(self, until: float) -> None:
+        """Make this try later instead: what it needs is in use. It has not failed."""
+        self.phase = Phase.PAUSED
+        self.attempt = max(self.attempt - 1, 1)
+        self._ends = None
+        self._queue.clear()
+        self.resume = until
+
+    def prolong(self, until: float) -> None:
+        """Let the try that is going on fail at another time."""
+        if self._ends is not None:
+            self._ends = until
+
+    def add_shots(self, shots: Iterable[tuple[float, Plannable]]) -> None:
+        """Plan pings, each with the time at which it is due."""
+        if self.phase is Phase.TRYING:
+            self._queue.extend(shots)
 
     def add(self, endpoint: UdpEndpoint, now: float) -> None:
-        """Let one more candidate join the try that is going on."""
-        if self.phase is not Phase.TRYING or endpoint in self._candidates:
+        """Let one more candidate join the first try, while that is going on."""
+        if self.phase is not Phase.TRYING or self.attempt > 1 or endpoint in self._candidates:
             return
         if len(self._candidates) < CANDIDATES_MAX:
             self._candidates[endpoint] = None
             self._plan(endpoint, now)
 
-    def heard(self, endpoint: UdpEndpoint, now: float) -> None:
-        """Answer the first authenticated datagram from an endpoint with three more packets."""
+    def heard(self, endpoint: DirectEndpoint, now: float, *, short: bool = True) -> None:
+        """Answer the first authenticated datagram from an endpoint with three more packets.
+
+        They are `short` where what came from there pays for them. No guess is needed any more.
+        """
         if self.phase is Phase.DONE or endpoint in self._heard:
             return
         if len(self._heard) >= HEARD_MAX:
             del self._heard[next(iter(self._heard))]
         self._heard[endpoint] = None
-        self._queue.extend((now + offset, Shot(endpoint, self.attempt, short=True)) for offset in HEARD)
+        self._queue = [item for item in self._queue if not isinstance(item[1], Volley)]
+        self._queue.extend((now + offset, Shot(endpoint, self.attempt, short=short)) for offset in HEARD)
 
     def done(self) -> None:
         """Stop: a direct path was proven."""
@@ -146,11 +189,13 @@ class Punch:
         self._heard.clear()
         self._candidates.clear()
         self._ends = self.resume = None
-        self._pauses = 0
+        self._failed = 0
         if phase is Phase.IDLE:
             self.attempt = 0
 
-    def _fire(self, candidates: Iterable[UdpEndpoint], attempt: int, now: float, when: float) -> None:
+    def _fire(
+        self, candidates: Iterable[UdpEndpoint], attempt: int, now: float, when: float, lasts: float
+    ) -> None:
         self.phase = Phase.TRYING
         self.attempt = min(attempt, 255)
         self._started = now
@@ -160,10 +205,10 @@ class Punch:
         self._candidates = dict.fromkeys(list(candidates)[:CANDIDATES_MAX])
         for endpoint in self._candidates:
             self._plan(endpoint, when)
-        self._ends = max(when, now) + (FIRST_TRY_TIME if attempt <= 1 else LATER_TRY_TIME)
+        self._ends = max(when, now) + lasts
 
-    def _plan(self, endpoint: UdpEndpoint, when: float) -> None:
-        if is_private(endpoint.host):
+    def _plan(self, endpoint: DirectEndpoint, when: float) -> None:
+        if is_private(remote_of(endpoint).host):
             offsets: tuple[float, ...] = PRIVATE_TRY
         elif self.attempt <= 1:
             offsets = FIRST_TRY
@@ -184,7 +229,7 @@ class Punch:
             times.append(self.resume)
         return min(times, default=None)
 
-    def take(self, now: float) -> list[Shot]:
+    def take(self, now: float) -> list[Plannable]:
         """Return the pings that are due."""
         if not self._queue:
             return []
@@ -193,24 +238,24 @@ class Punch:
             self._queue = [item for item in self._queue if item[0] > now]
         return due
 
-    def handle_timeout(self, now: float) -> CallNow | None:
+    def handle_timeout(self, now: float, plan: Plan) -> CallNow | None:
         """End a try that failed, or a pause; return the call that the next try begins with, if it is ours.
 
-        The caller sends the call and begins the try with `synchronise`.
+        The caller prepares that try, or asks the peer for it where `plan` has the peer begin.
         """
         if self._ends is not None and now >= self._ends:
             self._ends = None
             self._queue.clear()
-            if self.attempt == 1 and self._leads:
+            if self.attempt == 1 and plan.begins and plan.method is not Method.NONE:
                 return CallNow(2)
-            self._pause(now)
+            self._failed += self.attempt > 1
+            self._pause(now, plan)
         if self.resume is not None and now >= self.resume:
             self.resume = None
-            return CallNow(min(max(self.attempt, 2) + 1, 255))
+            return CallNow(min(max(self.attempt, 1) + 1, 255))
         return None
 
-    def _pause(self, now: float) -> None:
-        self.phase = Phase.PAUSED
-        pause = PAUSES[min(self._pauses, len(PAUSES) - 1)]
-        self._pauses += 1
-        self.resume = now + pause + (0.0 if self._leads else FOLLOWER_EXTRA)
+    def _pause(self, now: float, plan: Plan) -> None:
+        pause = plan.pause(self._failed)
+        self.phase = Phase.SPENT if pause == inf else Phase.PAUSED
+        self.resume = None if pause == inf else now + pause + (0.0 if plan.begins else FOLLOWER_EXTRA)

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from crossedge.meshd.path import Path, State
 from crossedge.meshd.punch import Phase
 from crossedge.wire.endpoint import Endpoint, Network, RelayEndpoint
-from crossedge.wire.record import Behaviour
 
 if TYPE_CHECKING:
     from crossedge.meshd.mesh import Mesh
     from crossedge.meshd.peer import MeshPeer
     from crossedge.meshd.staticpeer import StaticPeer
 
-HARD = (Behaviour.ADDRESS_DEPENDENT, Behaviour.ADDRESS_AND_PORT_DEPENDENT)
 STALE_BLOCKLIST_S = 30 * 86_400  # age of a blocklist that is worth a word
 
 
@@ -184,12 +182,10 @@ def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
         return "the direct path went silent; it is being proven again"
     if peer.punch.phase is Phase.TRYING:
         return f"punching, try {peer.punch.attempt}"
-    hard = [
-        name
-        for name, verdict in (("ours", mesh.control.verdict), ("the peer's", peer.member.record.verdict))
-        if verdict.mapping in HARD
-    ]
-    nat = f"; a NAT that maps by destination: {' and '.join(hard)}" if hard else ""
+    reason = peer.plan().reason
+    nat = f"; {reason}" if reason else ""
+    if peer.punch.phase is Phase.SPENT:
+        return f"punching failed, again when a network changes{nat}"
     if peer.punch.resume is not None:
         return f"punching failed, again in {max(0.0, peer.punch.resume - now):.0f} s{nat}"
     return f"no traffic that would need it{nat}"

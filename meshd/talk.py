@@ -10,7 +10,7 @@ from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Bye, Hello, Inner
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
 from crossedge.meshd.peerport import Port
 from crossedge.meshd.userping import UserPings
-from crossedge.wire.endpoint import Endpoint, UdpEndpoint
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint
 
 if TYPE_CHECKING:
     from crossedge.meshd.peer import MeshPeer
@@ -77,7 +77,7 @@ class Talk:
             endpoint = path.endpoint
             paid = (
                 path.consented
-                or not isinstance(endpoint, UdpEndpoint)
+                or isinstance(endpoint, RelayEndpoint)
                 or self._port.spend(self._peer, endpoint, now)
             )
             if paid:

@@ -27,7 +27,14 @@ from crossedge.host.udp import (
     UdpSocket,
 )
 from crossedge.meshd.inbound import Arrival
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import (
+    DirectEndpoint,
+    Endpoint,
+    RelayEndpoint,
+    SocketEndpoint,
+    UdpEndpoint,
+    remote_of,
+)
 from crossedge.wire.relay import HEADER as RELAY_HEADER
 from crossedge.wire.relay import pack_header
 
@@ -49,9 +56,10 @@ Ancillary = tuple[int, int, bytes]
 class _Socket:
     """One socket and what it can do now."""
 
-    __slots__ = ("backlog", "gso", "kernel", "socket", "v6", "waiting")
+    __slots__ = ("backlog", "gso", "kernel", "number", "socket", "v6", "waiting")
 
-    def __init__(self, opened: UdpSocket) -> None:
+    def __init__(self, opened: UdpSocket, number: int = 0) -> None:
+        self.number = number  # of a further socket, 0 for the daemon's own
         self.kernel = opened
         self.socket = opened.socket
         self.gso = opened.gso
@@ -61,7 +69,7 @@ class _Socket:
 
 
 class UdpShell:
-    """At most one IPv4 and one IPv6 socket on one event loop."""
+    """At most one IPv4 and one IPv6 socket on one event loop, and further ones while NATs are punched."""
 
     def __init__(
         self,
@@ -72,13 +80,15 @@ class UdpShell:
         too_big: Callable[[Endpoint, int], None],
         blocked: Callable[[bool], None],
         offset: Callable[[], float] = realtime_offset,
+        further: Callable[[int], UdpSocket | None] = lambda _: None,
     ) -> None:
         """Take open sockets; they stay the caller's to close, after `stop`.
 
         - `receive(buffer, arrivals, now)`: everything that a gathering read;
         - `clock`: `now`; `offset`: what to add to it to get Unix time, for the kernel's stamps;
         - `too_big(endpoint, size)`: a datagram with so much UDP payload does not leave this host;
-        - `blocked(yes)`: whether datagrams wait for a socket.
+        - `blocked(yes)`: whether datagrams wait for a socket;
+        - `further(number)`: opens a further IPv4 socket, which is ours then; None where there is to be none.
         """
         self.dropped: Counter[str] = Counter()
         self._sockets = [_Socket(opened) for opened in sockets]
@@ -89,6 +99,8 @@ class UdpShell:
         self._offset = offset
         self._too_big = too_big
         self._blocked = blocked
+        self._open_further = further
+        self._further: dict[int, _Socket] = {}
         self._buffer = bytearray(GATHER_BYTES)
         self._view = memoryview(self._buffer)
         self._endpoints: dict[Address, UdpEndpoint] = {}
@@ -104,12 +116,28 @@ class UdpShell:
         """Neither read nor write any more; what waited is dropped."""
         if self._loop is None:
             return
+        self.close_further(tuple(self._further))
         for entry in self._sockets:
+            self._forget(entry)
+        self._loop = None
+
+    def close_further(self, numbers: Iterable[int]) -> None:
+        """Close further sockets; what waited for them is dropped."""
+        for number in numbers:
+            entry = self._further.pop(number, None)
+            if entry is not None:
+                self._forget(entry)
+                entry.kernel.close()
+
+    def _forget(self, entry: _Socket) -> None:
+        if self._loop is not None:
             self._loop.remove_reader(entry.socket.fileno())
             self._loop.remove_writer(entry.socket.fileno())
-            entry.backlog.clear()
-            entry.waiting = 0
-        self._loop = None
+        blocked = bool(entry.backlog)
+        entry.backlog.clear()
+        entry.waiting = 0
+        if blocked:
+            self._unblock()
 
     def offloads(self) -> dict[str, dict[str, bool]]:
         """Return what the kernel does for each socket now: trains out (gso), trains in (gro), stamps."""
@@ -165,7 +193,10 @@ class UdpShell:
             stamp -= shift
             if not now - OLDEST_STAMP < stamp <= now:
                 stamp = now
-            arrivals.append(Arrival(at, at + size, segment, self._endpoint(address[:2]), stamp))
+            source: DirectEndpoint = self._endpoint(address[:2])
+            if entry.number:
+                source = SocketEndpoint(remote_of(source), entry.number)
+            arrivals.append(Arrival(at, at + size, segment, source, stamp))
             at += size
         return True
 
@@ -204,10 +235,25 @@ class UdpShell:
             self._refused(error, endpoint, len(datagram))
 
     def _entry(self, endpoint: Endpoint) -> _Socket | None:
-        server = endpoint.server if isinstance(endpoint, RelayEndpoint) else endpoint
-        entry = self._v6 if ":" in server.host else self._v4
+        if isinstance(endpoint, SocketEndpoint):
+            entry = self._further.get(endpoint.local) or self._new_further(endpoint.local)
+        else:
+            server = endpoint.server if isinstance(endpoint, RelayEndpoint) else endpoint
+            entry = self._v6 if ":" in server.host else self._v4
         if entry is None:
             self.dropped["send-no-socket"] += 1
+        return entry
+
+    def _new_further(self, number: int) -> _Socket | None:
+        try:
+            opened = self._open_further(number)
+        except OSError as error:
+            self._count("open", error)
+            return None
+        if opened is None or self._loop is None:
+            return None
+        entry = self._further[number] = _Socket(opened, number)
+        self._loop.add_reader(entry.socket.fileno(), self._readable, entry)
         return entry
 
     def _push(self, entry: _Socket, train: memoryview, segment: int, endpoint: Endpoint) -> int:
@@ -251,6 +297,8 @@ class UdpShell:
             for start in range(0, len(train), segment):
                 parts += (header, train[start : start + segment])
             server = endpoint.server
+        elif isinstance(endpoint, SocketEndpoint):
+            server = endpoint.remote
         entry.socket.sendmsg(parts, ancillary, 0, server)
 
     def _refused(self, error: OSError, endpoint: Endpoint, size: int) -> None:
@@ -286,7 +334,10 @@ class UdpShell:
             entry.backlog.popleft()
         if self._loop is not None:
             self._loop.remove_writer(entry.socket.fileno())
-        if not any(other.backlog for other in self._sockets):
+        self._unblock()
+
+    def _unblock(self) -> None:
+        if not any(other.backlog for other in (*self._sockets, *self._further.values())):
             self._blocked(False)
 
 

@@ -89,7 +89,7 @@ class Service:
         if kind is Kind.STUN:
             answer = self.stun.answer(datagram, source, local, now)
             if answer is not None:
-                self._door.transmit(answer[0], source, answer[1])
+                self._door.transmit(answer.datagram, answer.destination, answer.local)
         elif kind is Kind.CONTROL:
             opened = self._door.open(datagram, source, local, now)
             if opened is not None:

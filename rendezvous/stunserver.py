@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from crossedge.rendezvous.limits import BucketTable, prefix_key
 from crossedge.rendezvous.settings import SourceLimits
@@ -66,8 +67,17 @@ def address_group(
     return group
 
 
+class StunAnswer(NamedTuple):
+    """What a request gets."""
+
+    datagram: bytes
+    local: int
+    """Number of the local to send it from."""
+    destination: UdpEndpoint
+
+
 class StunServer:
-    """Answers Binding requests. Core: `answer` returns what to send from which local, or nothing."""
+    """Answers Binding requests. Core: `answer` returns what to send from which local whereto, or nothing."""
 
     def __init__(self, limits: SourceLimits, random: Callable[[int], bytes]) -> None:
         self.locals: list[Local] = []
@@ -77,10 +87,9 @@ class StunServer:
         self.dropped: Counter[str] = Counter()
         self.answered = 0
 
-    def answer(
-        self, datagram: bytes, source: UdpEndpoint, local: int, now: float
-    ) -> tuple[bytes, int] | None:
-        """Return the answer to a STUN datagram and the local to send it from, None where none is due."""
+    def answer(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> StunAnswer | None:
+        """Return the answer to a STUN datagram, None where none is due."""
+        target = source
         change_ip = change_port = False
         unknown: tuple[int, ...] = ()
         if len(datagram) == stun.HEADER and datagram[:4] == PLAIN_REQUEST:
@@ -96,6 +105,8 @@ class StunServer:
                 return None
             transaction, unknown = request.transaction, request.unknown
             change_ip, change_port = request.change_ip, request.change_port
+            if request.response_port is not None:
+                target = UdpEndpoint(source.host, request.response_port)
         here = self.locals[local]
         sender: int | None = local
         if change_ip or change_port:
@@ -111,4 +122,4 @@ class StunServer:
             self.dropped["stun-rate"] += 1
             return None
         self.answered += 1
-        return reply, sender
+        return StunAnswer(reply, sender, target)

@@ -32,10 +32,18 @@ from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeerSettings
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.rendezvous.service import Service
-from crossedge.rendezvous.stunserver import address_group
+from crossedge.rendezvous.settings import SourceLimits
+from crossedge.rendezvous.stunserver import StunServer, address_group
 from crossedge.wire.blocklist import Blocklist
 from crossedge.wire.certificate import Certificate
-from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.endpoint import (
+    DirectEndpoint,
+    Endpoint,
+    RelayEndpoint,
+    SocketEndpoint,
+    UdpEndpoint,
+    remote_of,
+)
 from crossedge.wire.envelope import ControlKey
 from crossedge.wire.identity import SigningKey, key_id, network_id
 
@@ -45,6 +53,31 @@ VIRTIO = 10
 ECHO = struct.Struct("!BBHHH")
 IP = struct.Struct("!BBHHHBBH4s4s")
 POD_SUPERNETS = (ip_network("10.160.0.0/12"), ip_network("10.159.0.0/16"), ip_network("fd00:1::/48"))
+
+
+class StunHost:
+    """A plain STUN server: an observer that is independent of the rendezvous."""
+
+    def __init__(self, net: Internet, host: Host) -> None:
+        self.endpoint = UdpEndpoint(host.addresses[0], 3478)
+        self._core = StunServer(SourceLimits(slots=64), net.random)
+        self._core.locals.extend(address_group((host.addresses[0],), (3478, 3479), 0))
+        self._out: deque[Transmit] = deque()
+        host.attach(self, sockets=[local.bound for local in self._core.locals], indexed=True)
+
+    def receive(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
+        answer = self._core.answer(datagram, source, local, now)
+        if answer is not None:
+            self._out.append(Transmit(answer.destination, answer.datagram, None, answer.local))
+
+    def poll_transmit(self) -> Transmit | None:
+        return self._out.popleft() if self._out else None
+
+    def next_deadline(self) -> None:
+        return None
+
+    def handle_timeout(self, now: float) -> None:
+        raise AssertionError("has no timers")
 
 
 class SimServer:
@@ -65,7 +98,13 @@ class SimServer:
         net = self.world.net
         locals_ = address_group((self.host.addresses[0],), (3478, 3479), 0)
         self.service = Service(
-            self.key, [self.world.ca.public], locals_, net.random, net.now, TODAY - net.now
+            self.key,
+            [self.world.ca.public],
+            locals_,
+            net.random,
+            net.now,
+            TODAY - net.now,
+            SourceLimits(slots=256),
         )
         self.host.attach(
             self.service,
@@ -151,12 +190,15 @@ class SimNode:
         self.bounds = [0]
         self.saved: tuple[list[tuple[bytes, bytes]], list[tuple[bytes, UdpEndpoint | None]]] = ([], [])
         self.static_peers: tuple[StaticPeerSettings, ...] = ()
-        self.stun: tuple[UdpEndpoint, ...] = ()
+        self.stun: tuple[UdpEndpoint, ...] = world.observers
         self.clock_offset = TODAY - world.net.now
         self.synchronised = True
         self.series: dict[int, Pings] = {}
         self.received: list[bytes] = []
         self.running = False
+        self.sent_to_peers = 0
+        self._sockets: dict[int, int] = {}  # number of a further socket: index of the host's socket
+        self._port = 50_000
 
     # --- Life -------------------------------------------------------------------------------------------
 
@@ -209,6 +251,7 @@ class SimNode:
             for server in self.world.servers:
                 mesh.set_rendezvous(server.key.public, server.endpoint, now)
         mesh.restore(*self.saved, now)
+        self._sockets.clear()
         self.host.attach(self, port=PORT)
 
     def kill(self) -> None:
@@ -229,16 +272,31 @@ class SimNode:
 
     # --- The protocol of a lab host ---------------------------------------------------------------------
 
-    def receive(self, datagram: bytes, source: UdpEndpoint, now: float) -> None:
+    def receive(self, datagram: bytes, source: DirectEndpoint, now: float) -> None:
         buffer = bytearray(datagram)
         self.plane.inbound(buffer, [Arrival(0, len(buffer), len(buffer), source, now)], now)
         self._settle()
 
     def poll_transmit(self) -> Transmit | None:
-        if self._out:
-            return self._out.popleft()
-        item = self.mesh.poll_transmit()
-        return None if item is None else Transmit(*item)
+        while True:
+            item = self._out.popleft() if self._out else self.mesh.poll_transmit()
+            if item is None:
+                return None
+            destination = item.destination
+            if not isinstance(destination, RelayEndpoint):
+                self.sent_to_peers += remote_of(destination).host not in self.world.servants
+            if not isinstance(destination, SocketEndpoint):
+                return Transmit(destination, item.datagram, item.ttl)
+            local = self._socket(destination.local)
+            if local is not None:
+                return Transmit(destination.remote, item.datagram, item.ttl, local)
+
+    def _socket(self, number: int) -> int | None:
+        """Return the host's socket for a further one, which is opened when it is used first."""
+        if number not in self._sockets and number in self.mesh.services.sockets:
+            self._port += 1
+            self._sockets[number] = self.host.open(self._port, number=number)
+        return self._sockets.get(number)
 
     def next_deadline(self) -> float | None:
         return self.mesh.next_deadline()
@@ -253,6 +311,10 @@ class SimNode:
         while True:
             while (event := self.mesh.poll_event()) is not None:
                 self.events.append((now, event))
+                if isinstance(event, ev.SocketsFreed):
+                    for number in event.numbers:
+                        if number in self._sockets:
+                            self.host.close(self._sockets.pop(number))
                 if isinstance(event, ev.LinkReady):
                     self.plane.flush_queue(event.link, now)
             if not self._frames:
@@ -326,8 +388,12 @@ class SimWorld:
         servers: int = 1,
         loss: float = 0.0,
         delay: float = 0.006,
+        observers: int = 0,
     ) -> None:
-        """`delay` is that of each access link, one way, in seconds; `loss` the share lost on each."""
+        """`delay` is that of each access link, one way, in seconds; `loss` the share lost on each.
+
+        `observers` is how many plain STUN servers there are, which every node asks.
+        """
         self.net = Internet(seed)
         self.link = Conditions(delay=delay, loss=loss, hops=1)
         self.ca = SigningKey.generate(self.net.random)
@@ -335,8 +401,12 @@ class SimWorld:
             network=network_id(self.ca.public), serial=1, issued=int(TODAY), revoked={}
         ).sign(self.ca)
         self.servers = [SimServer(self, f"server{n}", "cloud") for n in range(servers)]
+        hosts = [self.net.host(f"stun{n}", region="cloud") for n in range(observers)]
+        self.observers = tuple(StunHost(self.net, host).endpoint for host in hosts)
         self.nodes: list[SimNode] = []
         self._series = 0
+        self.servants = {server.endpoint.host for server in self.servers}
+        self.servants |= {observer.host for observer in self.observers}
 
     def router(self, kind: str | NatKind = "port-restricted", **options: str) -> Router:
         options.setdefault("region", "home")

@@ -37,7 +37,7 @@ class StunHost:
     def receive(self, datagram: bytes, source: UdpEndpoint, local: int, now: float) -> None:
         answer = self.core.answer(datagram, source, local, now)
         if answer is not None:
-            self.out.append(Transmit(source, answer[0], None, answer[1]))
+            self.out.append(Transmit(answer.destination, answer.datagram, None, answer.local))
 
     def poll_transmit(self) -> Transmit | None:
         return self.out.pop(0) if self.out else None

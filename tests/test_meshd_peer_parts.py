@@ -294,15 +294,17 @@ def test_message_sealed_with_a_weak_key_is_dropped() -> None:
 def test_challenge_is_met_once_in_time_and_by_its_node() -> None:
     challenges = Challenges(CHANCE.randbytes)
     number = challenges.new(b"bob", PUBLIC, 0.0)
-    assert challenges.met(number, b"eve", 1.0) is None
-    assert challenges.met(number, b"bob", 1.0) == PUBLIC
-    assert challenges.met(number, b"bob", 1.0) is None
+    assert challenges.met(number, b"eve", 1.0) == (False, None)
+    assert challenges.met(number, b"bob", 1.0) == (True, PUBLIC)
+    assert challenges.met(number, b"bob", 1.0) == (False, None)
     late = challenges.new(b"bob", PUBLIC, 0.0)
-    assert challenges.met(late, b"bob", ANSWER_TIME) is None
+    assert not challenges.met(late, b"bob", ANSWER_TIME)[0]
     first = challenges.new(b"bob", PUBLIC, 0.0)
     for _ in range(CHALLENGES_MAX):
         challenges.new(b"bob", PUBLIC, 0.0)
-    assert challenges.met(first, b"bob", 0.0) is None
+    assert challenges.met(first, b"bob", 0.0) == (False, None)
+    volley = challenges.new(b"bob", None, 0.0)
+    assert challenges.met(volley, b"bob", 0.0) == (True, None)
 
 
 def test_calls_wait_for_their_callers_record_within_bounds() -> None:

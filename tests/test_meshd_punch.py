@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import pytest
 
+from crossedge.meshd.natplan import FIRST_TRY_TIME, PAUSES, Method, Plan, Role
 from crossedge.meshd.punch import (
     FIRST_TRY,
-    FIRST_TRY_TIME,
+    FOLLOWER_EXTRA,
     HEARD,
     LATER_TRY_TIME,
     OPENING_TTL,
-    PAUSES,
     CallNow,
     Phase,
+    Plannable,
     Punch,
     Shot,
+    Volley,
 )
-from crossedge.wire.endpoint import UdpEndpoint
+from crossedge.wire.endpoint import SocketEndpoint, UdpEndpoint
 
 PUBLIC = UdpEndpoint("198.51.100.7", 41820)
 OTHER = UdpEndpoint("198.51.100.8", 41820)
 LAN = UdpEndpoint("192.168.1.7", 41820)
+LEADER, FOLLOWER = Plan(), Plan(role=Role.FOLLOWER)
 
 
-def run(punch: Punch, start: float, seconds: float) -> list[tuple[float, Shot | CallNow]]:
+def run(
+    punch: Punch, start: float, seconds: float, plan: Plan = LEADER
+) -> list[tuple[float, Plannable | CallNow]]:
     """Return what the punch does in that time, each with the seconds since `start`."""
-    seen: list[tuple[float, Shot | CallNow]] = []
+    seen: list[tuple[float, Plannable | CallNow]] = []
     now = start
     while True:
         seen += [(round(now - start, 3), shot) for shot in punch.take(now)]
-        call = punch.handle_timeout(now)
+        call = punch.handle_timeout(now, plan)
         if call is not None:
             seen.append((round(now - start, 3), call))
         deadline = punch.deadline()
@@ -39,21 +44,21 @@ def run(punch: Punch, start: float, seconds: float) -> list[tuple[float, Shot | 
 
 
 def test_first_try_fires_at_once_and_a_few_times_more() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([PUBLIC], 10.0)
     seen = run(punch, 10.0, FIRST_TRY_TIME - 0.1)
     assert seen == [(offset, Shot(PUBLIC, 1)) for offset in FIRST_TRY]
 
 
 def test_lan_address_gets_fewer_pings() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([PUBLIC, LAN], 0.0)
     shots = [item.endpoint for _, item in run(punch, 0.0, 1.9) if isinstance(item, Shot)]
     assert shots.count(LAN) < shots.count(PUBLIC)
 
 
 def test_leader_calls_for_the_second_try_and_waits_half_the_round_trip() -> None:
-    punch = Punch(leads=True)
+    punch = Punch()
     punch.start([PUBLIC], 0.0)
     when, call = run(punch, 0.0, FIRST_TRY_TIME)[-1]
     assert (when, call) == (FIRST_TRY_TIME, CallNow(2))
@@ -64,56 +69,94 @@ def test_leader_calls_for_the_second_try_and_waits_half_the_round_trip() -> None
 
 
 def test_follower_fires_when_the_call_reaches_it() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([PUBLIC], 0.0)
-    run(punch, 0.0, FIRST_TRY_TIME)
+    run(punch, 0.0, FIRST_TRY_TIME, FOLLOWER)
     assert punch.phase is Phase.PAUSED
     punch.synchronise([PUBLIC], 2, 0.080, FIRST_TRY_TIME + 0.04, called=True)
     assert punch.take(FIRST_TRY_TIME + 0.04) == [Shot(PUBLIC, 2)]
 
 
 def test_peer_cannot_make_us_wait_for_long() -> None:
-    punch = Punch(leads=True)
+    punch = Punch()
     punch.synchronise([PUBLIC], 2, 1e9, 0.0, called=False)
     deadline = punch.deadline()
     assert deadline is not None
     assert deadline <= 0.5
 
 
-@pytest.mark.parametrize("leads", [True, False])
-def test_after_failure_both_fall_silent_for_longer_than_an_unreplied_mapping_lives(leads: bool) -> None:
-    punch = Punch(leads=leads)
-    punch.synchronise([PUBLIC], 2, 0.0, 0.0, called=True)
-    run(punch, 0.0, LATER_TRY_TIME)
+@pytest.mark.parametrize("plan", [LEADER, FOLLOWER], ids=["leader", "follower"])
+def test_after_failure_both_pause_and_who_does_not_lead_for_longer(plan: Plan) -> None:
+    punch = Punch()
+    punch.later(2, 0.0, LATER_TRY_TIME)
+    run(punch, 0.0, LATER_TRY_TIME, plan)
     assert punch.phase is Phase.PAUSED
-    assert run(punch, LATER_TRY_TIME, 31.0) == []
-    later = run(punch, LATER_TRY_TIME, 60.0)
-    assert [item for _, item in later] == [CallNow(3)]
+    pause = PAUSES[Method.FRESH][0] + (FOLLOWER_EXTRA if plan is FOLLOWER else 0.0)
+    assert run(punch, LATER_TRY_TIME, pause - 0.1, plan) == []
+    assert [item for _, item in run(punch, LATER_TRY_TIME, pause, plan)] == [CallNow(3)]
+
+
+def test_hopeless_pair_is_left_after_the_first_try() -> None:
+    plan = Plan(Method.NONE, likely=False)
+    punch = Punch()
+    punch.start([PUBLIC], 0.0, plan.first_time)
+    assert all(isinstance(item, Shot) for _, item in run(punch, 0.0, 3600.0, plan))
+    assert punch.phase is Phase.SPENT
+    assert punch.deadline() is None
+
+
+def test_spray_is_tried_twice_and_then_not_until_something_changes() -> None:
+    plan = Plan(Method.SPRAY, Role.OPENER, likely=False)
+    punch = Punch()
+    punch.start([PUBLIC], 0.0, plan.first_time)
+    now, attempts = 0.0, []
+    while punch.phase is not Phase.SPENT:
+        (when, call) = run(punch, now, 3600.0, plan)[-1]
+        assert isinstance(call, CallNow)
+        now += when
+        attempts.append(call.attempt)
+        punch.later(call.attempt, now, 1.0)
+        run(punch, now, 1.0, plan)
+    assert attempts == [2, 3]
+    punch.start([PUBLIC], now, plan.first_time)
+    assert punch.phase is Phase.TRYING
+
+
+def test_first_receive_ends_the_guessing() -> None:
+    punch = Punch()
+    punch.later(2, 0.0, 5.0)
+    targets = tuple(UdpEndpoint("198.51.100.7", port) for port in range(1024, 1040))
+    punch.add_shots((0.1 * number, Volley(targets, 2, spray=True)) for number in range(10))
+    assert len(punch.take(0.1)) == 2
+    found = SocketEndpoint(PUBLIC, 1001)
+    punch.heard(found, 0.15, short=False)
+    assert [item for _, item in run(punch, 0.15, 2.0)] == [Shot(found, 2)] * len(HEARD)
 
 
 def test_third_try_opens_with_a_packet_that_dies_on_its_way() -> None:
-    punch = Punch(leads=True)
+    punch = Punch()
     punch.synchronise([PUBLIC], 3, 0.0, 0.0, called=False)
     shots = [item for _, item in run(punch, 0.0, 1.0) if isinstance(item, Shot)]
     assert shots[0].ttl == OPENING_TTL
     assert all(shot.ttl is None for shot in shots[1:])
 
 
-def test_pauses_grow_to_ten_minutes() -> None:
-    punch = Punch(leads=True)
+@pytest.mark.parametrize("method", [Method.FRESH, Method.PREDICT])
+def test_pauses_grow_to_a_bound(method: Method) -> None:
+    punch, plan = Punch(), Plan(method)
     now, attempt, pauses = 0.0, 2, []
     for _ in range(8):
         punch.synchronise([PUBLIC], attempt, 0.0, now, called=False)
-        (when, call) = run(punch, now, 700.0)[-1]
+        (when, call) = run(punch, now, 700.0, plan)[-1]
         assert isinstance(call, CallNow)
         pauses.append(round(when - LATER_TRY_TIME))
         now, attempt = now + when, call.attempt
-    assert pauses[: len(PAUSES)] == list(PAUSES)
-    assert pauses[-1] == PAUSES[-1]
+    assert pauses[: len(PAUSES[method])] == list(PAUSES[method])
+    assert pauses[-1] == PAUSES[method][-1]
 
 
 def test_first_receive_is_answered_by_three_more_packets_and_the_second_by_none() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([], 0.0)
     punch.heard(OTHER, 0.5)
     punch.heard(OTHER, 0.6)
@@ -122,7 +165,7 @@ def test_first_receive_is_answered_by_three_more_packets_and_the_second_by_none(
 
 
 def test_first_receive_in_a_pause_is_answered_too() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([PUBLIC], 0.0)
     run(punch, 0.0, FIRST_TRY_TIME)
     punch.heard(OTHER, 20.0)
@@ -130,7 +173,7 @@ def test_first_receive_in_a_pause_is_answered_too() -> None:
 
 
 def test_success_stops_everything() -> None:
-    punch = Punch(leads=True)
+    punch = Punch()
     punch.start([PUBLIC], 0.0)
     punch.done()
     assert punch.take(100.0) == []
@@ -140,14 +183,14 @@ def test_success_stops_everything() -> None:
 
 
 def test_candidate_that_comes_later_joins_the_try() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([PUBLIC], 0.0)
     punch.add(OTHER, 0.2)
     assert Shot(OTHER, 1) in punch.take(0.2)
 
 
 def test_candidates_and_shots_are_bounded() -> None:
-    punch = Punch(leads=False)
+    punch = Punch()
     punch.start([UdpEndpoint("198.51.100.7", port) for port in range(1, 500)], 0.0)
     for port in range(1, 500):
         punch.add(UdpEndpoint("198.51.100.9", port), 0.0)

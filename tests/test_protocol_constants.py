@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from crossedge.meshd import budget, handshaking, nodecontrol, path, pathmtu, peer, punch, seqwindow, talk
+from crossedge.meshd import (
+    budget,
+    handshaking,
+    latertries,
+    natplan,
+    nodecontrol,
+    path,
+    pathmtu,
+    peer,
+    punch,
+    seqwindow,
+    talk,
+)
 from crossedge.meshd import constants as wg
 from crossedge.meshd.blocklistpeer import TRIES as FETCH_TRIES
 from crossedge.meshd.blocklistpeer import TRY_TIME
@@ -21,7 +33,9 @@ from crossedge.meshd.config import Listen, Tun
 from crossedge.meshd.hello import RETRY as HELLO_RETRY
 from crossedge.meshd.inner import PROBE_MIN, REPLY_MIN, VERSION
 from crossedge.meshd.link import SAFE_DATAGRAM
+from crossedge.meshd.natplan import Method
 from crossedge.meshd.ownrecord import LIFETIME
+from crossedge.meshd.peerservices import LIFETIME_SHARE, SPRAY_SPACING
 from crossedge.meshd.reassembly import LIFETIME as REASSEMBLY_TIME
 from crossedge.meshd.reassembly import SESSION_BYTES, SMALLEST_CHUNK, TOTAL_BYTES
 from crossedge.meshd.superframe import FRAME_SIZE, HEADER_SIZE, POSITIONS, RECORD_DATAGRAMS
@@ -124,10 +138,37 @@ TABLE: dict[str, list[float]] = {
     "statements after a move": [*talk.STATEMENTS],
     "response sent again": [handshaking.RESPONSE_TIME],
     "idle pair, session closed": [peer.ACTIVE_TIME, peer.SESSION_IDLE],
-    "first try": [*punch.FIRST_TRY, *punch.PRIVATE_TRY, punch.FIRST_TRY_TIME],
+    "first try": [
+        *punch.FIRST_TRY,
+        *punch.PRIVATE_TRY,
+        natplan.FIRST_TRY_TIME,
+        natplan.HOPELESS_TRY_TIME,
+    ],
     "synchronised try": [*punch.SYNCHRONISED_TRY, punch.LATER_TRY_TIME],
-    "later tries": [punch.OPENING_TTL, punch.OPENING_LEAD, *punch.OPENING_TRY],
-    "pauses": [*punch.PAUSES, punch.FOLLOWER_EXTRA],
+    "later tries": [punch.OPENING_TTL, punch.OPENING_LEAD, *punch.OPENING_TRY, *latertries.CALL_AGAIN],
+    "prediction": [
+        latertries.PREDICT_SOCKETS,
+        *latertries.PREDICT_PLACES,
+        latertries.LEADER_SOCKETS,
+        latertries.LEADER_PLACE,
+        latertries.FOLLOWER_SOCKETS,
+        latertries.FOLLOWER_PLACE,
+    ],
+    "birthday": [
+        latertries.SPRAY_SOCKETS,
+        latertries.SPRAY_PROBES,
+        *latertries.SPRAY_PORTS,
+        latertries.SPRAY_BATCH,
+        latertries.SPRAY_INTERVAL,
+        SPRAY_SPACING,
+    ],
+    "pauses": [
+        *natplan.PAUSES[Method.FRESH],
+        *natplan.PAUSES[Method.PREDICT],
+        natplan.PAUSES[Method.SPRAY][0],
+        punch.FOLLOWER_EXTRA,
+    ],
+    "packets of sprays": [budget.SPRAY_BURST, budget.SPRAY_RATE],
     "Pings after the first receive": [*punch.HEARD],
     "superframe header, frame header, tag, *wire*": [HEADER_SIZE, FRAME_SIZE, wg.TAG_SIZE],
     "superframe counts, *wire*": [RECORD_DATAGRAMS, POSITIONS, SMALLEST_CHUNK],
@@ -217,8 +258,11 @@ SENTENCES: list[tuple[str, str]] = [
     ("9.2", f"gets probes of {PROBE_MIN} bytes until it answers"),
     ("9.2", f"keep or watch a path have {path.HEARTBEAT_SIZE} bytes"),
     ("9.2", f"probed every {path.HEARTBEAT:g} s, others that are kept every {path.STANDBY_INTERVAL:g} s"),
-    ("9.2", f"every {path.KEEPALIVE_INTERVAL:g} s, or less where the NAT's lifetime was measured"),
-    ("9.2", f"was measured, never more than {path.KEEPALIVE_MAX:g} s"),
+    (
+        "9.2",
+        f"every {path.KEEPALIVE_INTERVAL:g} s, or at {LIFETIME_SHARE:g} of the shorter lifetime where both",
+    ),
+    ("9.2", f"were measured, never more than {path.KEEPALIVE_MAX:g} s"),
     ("9.2", f"at least {path.OVERDUE_MIN:g} s) is repeated after {path.RETRY:g} s"),
     ("9.2", f"Trust ends {path.TRUST:g} s after the last answer"),
     ("9.2", f"silent for {path.GIVE_UP:g} s is given up"),
@@ -227,18 +271,41 @@ SENTENCES: list[tuple[str, str]] = [
     ("9.2", f"After {peer.SESSION_IDLE:g} s the session is closed with a Bye"),
     ("9.2", f"a Ping after {spoken(punch.FIRST_TRY)} s"),
     ("9.2", f"private prefix after {spoken(punch.PRIVATE_TRY)} s"),
-    ("9.2", f"fails for {punch.FIRST_TRY_TIME:g} s, the node with the lower node id"),
+    (
+        "9.2",
+        f"fails after {natplan.FIRST_TRY_TIME:g} s, or {natplan.HOPELESS_TRY_TIME:g} s where the verdicts",
+    ),
+    ("9.2", f"not within {peer.DOUBT_AGAIN:g} s of the last time"),
     ("9.2", f"Pings go after {spoken(punch.SYNCHRONISED_TRY)} s"),
+    ("9.2", f"TTL {punch.OPENING_TTL} as above and go after {spoken(punch.OPENING_TRY)} s"),
+    ("9.2", f"Such a try fails after {punch.LATER_TRY_TIME:g} s"),
     (
         "9.2",
-        f"fails for {punch.LATER_TRY_TIME:g} s, both fall silent for {punch.PAUSES[0]:g} s, then "
-        f"{listed(punch.PAUSES[1:])} s (the called {punch.FOLLOWER_EXTRA:g} s longer",
+        f"Pings follow {punch.OPENING_LEAD:g} s after the opening (at the follower later by half of the RTT "
+        f"through the relay), and again after {latertries.SHOTS[1]:g} and {latertries.SHOTS[2]:g} s",
     ),
+    ("9.2", f"opens from {latertries.PREDICT_SOCKETS} more to the prober's"),
+    ("9.2", f"the {latertries.PREDICT_PLACES[0]}th and the {latertries.PREDICT_PLACES[1]}th should have"),
     (
         "9.2",
-        f"a Ping of TTL {punch.OPENING_TTL}, {punch.OPENING_LEAD:g} s before the others, which go after "
-        f"{spoken(punch.OPENING_TRY)} s",
+        f"the leader has {latertries.LEADER_SOCKETS} sockets and names the port of the "
+        f"{latertries.LEADER_PLACE}th, the follower {latertries.FOLLOWER_SOCKETS} and the "
+        f"{latertries.FOLLOWER_PLACE}th,",
     ),
+    ("9.2", f"opens from {latertries.SPRAY_SOCKETS} sockets to the prober's first public endpoint"),
+    (
+        "9.2",
+        f"each of {shown(latertries.SPRAY_PROBES)} random ports of {shown(latertries.SPRAY_PORTS[0])} to "
+        f"{shown(latertries.SPRAY_PORTS[1])}, {latertries.SPRAY_BATCH} every {latertries.SPRAY_INTERVAL:g} s",
+    ),
+    ("9.2", f"after {spoken(latertries.CALL_AGAIN)} s while nothing comes"),
+    (
+        "9.2",
+        f"for fresh ports {listed(natplan.PAUSES[Method.FRESH])} s (the last repeats), for prediction "
+        f"{listed(natplan.PAUSES[Method.PREDICT])} s; a birthday is tried twice, "
+        f"{natplan.PAUSES[Method.SPRAY][0]:g} s apart. Who does not begin waits {punch.FOLLOWER_EXTRA:g} s",
+    ),
+    ("6.8", f"{shown(budget.SPRAY_BURST)} packets at once and {budget.SPRAY_RATE:g} a second, to each"),
     ("9.2", f"three Pings to it as well, after {spoken(punch.HEARD)} s"),
     ("9.3", f"fills `count` datagrams, 1 to {RECORD_DATAGRAMS}, of equal size"),
     ("9.3", f"at least {SMALLEST_CHUNK} bytes"),

@@ -31,7 +31,8 @@ def success(
     assert answer is not None
     decoded = stun.decode(answer[0])
     assert isinstance(decoded, stun.Success)
-    return decoded, answer[1]
+    assert answer.destination == source
+    return decoded, answer.local
 
 
 def refusal(made: StunServer, datagram: bytes) -> stun.Failure:
@@ -85,15 +86,33 @@ def test_one_address_changes_the_port_and_refuses_to_change_the_address() -> Non
     assert (failure.code, failure.unknown) == (420, (stun.CHANGE_REQUEST,))
 
 
-@pytest.mark.parametrize("attribute", [stun.RESPONSE_PORT, stun.PADDING])
-def test_response_port_and_padding_are_refused(attribute: int) -> None:
-    body = attribute.to_bytes(2, "big") + b"\0\4" + b"\x10\x00\0\0"
+def test_padding_is_refused() -> None:
+    body = stun.PADDING.to_bytes(2, "big") + b"\0\4" + b"\x10\x00\0\0"
     request = b"\0\1" + len(body).to_bytes(2, "big") + STOCK[4:20] + body
     failure = refusal(server(), request)
-    assert (failure.code, failure.unknown) == (420, (attribute,))
+    assert (failure.code, failure.unknown) == (420, (stun.PADDING,))
     answer = server().answer(request, CLIENT, 0, NOW)
     assert answer is not None
-    assert len(answer[0]) <= 56
+    assert len(answer.datagram) <= 56
+
+
+def test_response_port_moves_the_answer_to_a_port_of_the_askers_address_and_nothing_else() -> None:
+    made = server(FIRST, SECOND)
+    answer = made.answer(stun.encode_request(b"t" * 12, response_port=50_000), CLIENT, 0, NOW)
+    assert answer is not None
+    assert answer.destination == UdpEndpoint(CLIENT.host, 50_000)
+    assert answer.local == 0
+    decoded = stun.decode(answer.datagram)
+    assert isinstance(decoded, stun.Success)
+    assert decoded.mapped == CLIENT
+    refused = made.answer(_with_padding(50_000), CLIENT, 0, NOW)
+    assert refused is not None
+    assert refused.destination == UdpEndpoint(CLIENT.host, 50_000), "or stock clients wait for ever"
+
+
+def _with_padding(port: int) -> bytes:
+    body = b"\0\x27\0\4" + port.to_bytes(2, "big") + b"\0\0" + b"\0\x26\0\0"
+    return b"\0\1" + len(body).to_bytes(2, "big") + STOCK[4:20] + body
 
 
 def test_public_address_stands_for_a_private_one() -> None:

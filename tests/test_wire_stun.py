@@ -106,8 +106,14 @@ def test_stock_request_of_20_bytes_is_read() -> None:
     assert stun.decode(message(stun.REQUEST)) == stun.Request(TRANSACTION)
 
 
-@pytest.mark.parametrize("name", [stun.PADDING, stun.RESPONSE_PORT, 0x7FFF])
-def test_padding_and_response_port_are_refused_like_the_unknown(name: int) -> None:
+def test_response_port_is_read() -> None:
+    datagram = stun.encode_request(TRANSACTION, response_port=40_000)
+    assert len(datagram) == stun.REQUEST_SIZE
+    assert stun.decode(datagram) == stun.Request(TRANSACTION, response_port=40_000)
+
+
+@pytest.mark.parametrize("name", [stun.PADDING, 0x7FFF])
+def test_padding_is_refused_like_the_unknown(name: int) -> None:
     request = stun.decode(message(stun.REQUEST, (name, bytes(4))))
     assert isinstance(request, stun.Request)
     assert request.unknown == (name,)
@@ -149,6 +155,8 @@ REFUSED = {
     "length not of four": b"\0\1\0\2" + message(stun.REQUEST)[4:] + bytes(2),
     "attribute past the end": message(stun.REQUEST, (0x8022, b"abcd"))[:22] + b"\0\xff" + b"abcd",
     "change request of 3 bytes": message(stun.REQUEST, (stun.CHANGE_REQUEST, b"abc")),
+    "response port 0": message(stun.REQUEST, (stun.RESPONSE_PORT, bytes(4))),
+    "response port of 2 bytes": message(stun.REQUEST, (stun.RESPONSE_PORT, b"ab")),
     "success without an address": message(stun.SUCCESS),
     "success with an unknown attribute": message(stun.SUCCESS, (0x0024, bytes(4))),
     "address of a strange family": message(stun.SUCCESS, (stun.MAPPED_ADDRESS, b"\0\3\0\1\1\2\3\4")),
@@ -162,7 +170,7 @@ REFUSED = {
     "fingerprint not last": message(stun.REQUEST, (stun.FINGERPRINT, bytes(4)), (0x8022, b"")),
     "fingerprint of 8 bytes": message(stun.REQUEST, (stun.FINGERPRINT, bytes(8))),
     "too many attributes": message(stun.REQUEST, *((0x8022, b""),) * 25),
-    "too long": message(stun.REQUEST, (0x8022, bytes(1500))),
+    "too long": message(stun.REQUEST, (0x8022, bytes(1600))),
 }
 
 

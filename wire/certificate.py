@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, ClassVar, Final
 
@@ -122,14 +123,20 @@ class Certificate(Signed):
     @property
     def overlays(self) -> tuple[Network, ...]:
         """The overlay addresses of both families, as prefixes of one address."""
-        v4 = () if self.overlay4 is None else (IPv4Network((self.overlay4, 32)),)
-        v6 = () if self.overlay6 is None else (IPv6Network((self.overlay6, 128)),)
-        return (*v4, *v6)
+        return tuple(_alone(each) for each in (self.overlay4, self.overlay6) if each is not None)
 
     @property
     def allowed_ips(self) -> tuple[Network, ...]:
         """All that may come from this node and goes to it."""
         return (*self.overlays, *self.prefixes)
+
+
+@lru_cache(maxsize=4096)
+def _alone(address: IPv4Address | IPv6Address) -> Network:
+    """Return the prefix of one address; cached, because allowed IPs are asked for all the time."""
+    if isinstance(address, IPv4Address):
+        return IPv4Network((address, 32))
+    return IPv6Network((address, 128))
 
 
 def newest(certificates: list[Certificate]) -> dict[bytes, Certificate]:

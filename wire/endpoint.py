@@ -47,7 +47,24 @@ class RelayEndpoint(NamedTuple):
         return f"relay {self.channel:012x} at {self.server}"
 
 
-Endpoint: TypeAlias = UdpEndpoint | RelayEndpoint
+class SocketEndpoint(NamedTuple):
+    """A UDP endpoint as a further socket of ours reaches it: from another port, by another NAT mapping."""
+
+    remote: UdpEndpoint
+    local: int
+    """Number of the socket; the daemon's own has none."""
+
+    def __str__(self) -> str:
+        return f"{self.remote} from socket {self.local}"
+
+
+DirectEndpoint: TypeAlias = UdpEndpoint | SocketEndpoint
+Endpoint: TypeAlias = UdpEndpoint | SocketEndpoint | RelayEndpoint
+
+
+def remote_of(endpoint: DirectEndpoint) -> UdpEndpoint:
+    """Return the UDP endpoint that this is, from whichever socket of ours."""
+    return endpoint.remote if isinstance(endpoint, SocketEndpoint) else endpoint
 
 
 def pack_address(host: str) -> bytes:

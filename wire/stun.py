@@ -16,8 +16,9 @@
 
 A success carries XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS and nothing else: 56 bytes over IPv4,
 92 over IPv6. Our own requests are padded to as much (with SOFTWARE, which every server ignores), so that
-nothing is amplified. PADDING and RESPONSE-PORT, which would let a stranger choose sizes and targets, are
-refused.
+nothing is amplified. RESPONSE-PORT sends the answer to another port of the asker's address: that is how the
+lifetime of a mapping is measured, and no more than a forged source port could do. PADDING, which would let a
+stranger choose sizes, is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ FAILURE: Final = 0x0111
 
 HEADER: Final = 20
 TRANSACTION: Final = 12
-MAX_MESSAGE: Final = 1500
+MAX_MESSAGE: Final = 1600
+"""Bytes: a stock client pads a request by 1,500, and waits for ever for the refusal if it gets none."""
 MAX_ATTRIBUTES: Final = 24
 MAX_UNKNOWN: Final = 4
 """Unknown attributes that an error names; with more, a 420 would be larger than a success."""
@@ -73,7 +75,7 @@ _COOKIE_BYTES: Final = MAGIC_COOKIE.to_bytes(4, "big")
 
 _MESSAGE_INTEGRITY: Final = frozenset({0x0008, 0x001C})
 _CREDENTIALS: Final = frozenset({0x0006, 0x0014, 0x0015, 0x001D, 0x001E})
-_KNOWN_IN_REQUEST: Final = frozenset({CHANGE_REQUEST}) | _CREDENTIALS | _MESSAGE_INTEGRITY
+_KNOWN_IN_REQUEST: Final = frozenset({CHANGE_REQUEST, RESPONSE_PORT}) | _CREDENTIALS | _MESSAGE_INTEGRITY
 _KNOWN_IN_RESPONSE: Final = (
     frozenset({MAPPED_ADDRESS, XOR_MAPPED_ADDRESS, ERROR_CODE, UNKNOWN_ATTRIBUTES, 0x0004, 0x0005})
     | _CREDENTIALS
@@ -90,6 +92,8 @@ class Request:
     change_port: bool = False
     unknown: tuple[int, ...] = ()
     """Attributes that must be understood and are not, or are refused: the answer is a 420 that names them."""
+    response_port: int | None = None
+    """Port of the asker's address that the answer is to go to, instead of the one that asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,11 @@ class Failure:
 
 
 def encode_request(
-    transaction: bytes, change_ip: bool = False, change_port: bool = False, size: int = REQUEST_SIZE
+    transaction: bytes,
+    change_ip: bool = False,
+    change_port: bool = False,
+    size: int = REQUEST_SIZE,
+    response_port: int | None = None,
 ) -> bytes:
     """Return a Binding request with 12 random bytes of transaction id, padded to `size` (a multiple of 4)."""
     if len(transaction) != TRANSACTION or size % 4:
@@ -123,6 +131,8 @@ def encode_request(
     if change_ip or change_port:
         flags = (CHANGE_IP if change_ip else 0) | (CHANGE_PORT if change_port else 0)
         body = _attribute(CHANGE_REQUEST, flags.to_bytes(4, "big"))
+    if response_port is not None:
+        body += _attribute(RESPONSE_PORT, response_port.to_bytes(2, "big") + bytes(2))
     room = size - HEADER - len(body) - _ATTRIBUTE.size
     if room >= 0:
         body += _attribute(SOFTWARE, b"crossedge".ljust(room)[:room])
@@ -230,12 +240,18 @@ def _attributes(datagram: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _request(transaction: bytes, attributes: dict[int, bytes], unknown: tuple[int, ...]) -> Request:
     flags = 0
+    port = None
+    if RESPONSE_PORT in attributes:
+        value = attributes[RESPONSE_PORT]
+        if len(value) != 4 or not any(value[:2]):
+            raise WireError("malformed", "STUN response port")
+        port = int.from_bytes(value[:2], "big")
     if CHANGE_REQUEST in attributes:
         value = attributes[CHANGE_REQUEST]
         if len(value) != 4:
             raise WireError("malformed", "STUN change request")
         flags = value[3]
-    return Request(transaction, bool(flags & CHANGE_IP), bool(flags & CHANGE_PORT), unknown)
+    return Request(transaction, bool(flags & CHANGE_IP), bool(flags & CHANGE_PORT), unknown, port)
 
 
 def _success(transaction: bytes, attributes: dict[int, bytes]) -> Success:

@@ -1,0 +1,163 @@
+"""Every pair of NAT kinds in namespaces with real sockets, the kernel's own masquerade among them.
+
+    west ---- server-west (rendezvous)           a router of each kind in each region, a node behind each
+      |  \\--- w-KIND-router ---- w-KIND
+    east ---- server-east (rendezvous)
+         \\--- e-KIND-router ---- e-KIND
+
+Each pair meets once, in rounds in which no node is in two pairs. What came of it is written to
+build/nat-lab.json and build/nat-lab.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+from crossedge.lab.natkinds import Allocation, Conntrack, NatKind, kind
+from crossedge.lab.topology import KERNEL_NATS
+from tests.daemon_fleet import Fleet, a_fleet
+from tests.natmatrix import NAMES, pairs, punchable
+
+pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
+
+KERNEL = ("kernel", "kernel-random", "kernel-fully-random")
+KINDS = (*NAMES, *KERNEL)
+AT_ONCE = 4  # pairs that meet at the same time
+DIRECT_WITHIN = 100.0  # seconds: a spray waits for the one before, and may need a second try
+READY_WITHIN = 180.0
+LOOK = 0.2
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What became of a pair."""
+
+    a: str
+    b: str
+    theory: bool
+    path: str
+    seconds: float
+    why: str
+
+
+def topology() -> str:
+    text = 'name = "nats"\n'
+    for region in ("west", "east"):
+        text += f'[[region]]\nname = "{region}"\n'
+        text += f'[[node]]\nname = "server-{region}"\nrole = "server"\nregion = "{region}"\n'
+        for nat in KINDS:
+            name = f"{region[0]}-{nat}"
+            text += f'[[router]]\nname = "{name}-r"\nregion = "{region}"\nnat = "{nat}"\n'
+            text += f'[[node]]\nname = "{name}"\nrouter = "{name}-r"\n'
+    return text + '[[backbone]]\nbetween = ["west", "east"]\nlink = { delay_ms = 10 }\n'
+
+
+def modelled(name: str) -> NatKind:
+    """Return the model of a kind, of the kernel's too."""
+    if name not in KERNEL_NATS:
+        return kind(name)
+    allocation = Allocation.PRESERVING if name == "kernel" else Allocation.RANDOM
+    return NatKind(name=name, about="", conntrack=Conntrack.DROP, allocation=allocation)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with a_fleet(topology(), tmp_path_factory.mktemp("nats"), start=False) as made:
+        made.mesh.start(made.configs, ())
+
+        def ready(member: object) -> bool:
+            status = made.status(member.name)  # type: ignore[attr-defined]
+            if not status or status["peers"]["known"] < 2 * len(KINDS) - 1:
+                return False
+            registered = [server["state"] == "registered" for server in status["rendezvous"]]
+            return registered == [True, True] and status["nat"]["mapping"] != "unknown"
+
+        made.mesh.wait("every node is registered and has checked its NAT", ready, READY_WITHIN)
+        yield made
+
+
+def meet(fleet: Fleet, a: str, b: str) -> Meeting:
+    """Let two nodes exchange data until both send it direct, or both say that they have given up."""
+    one, two = f"w-{a}", f"e-{b}"
+    count = int(DIRECT_WITHIN / LOOK)
+    pings = fleet.pinging(one, two, count=count, interval=LOOK)
+    start = time.monotonic()
+    path, why = "", ""
+    while time.monotonic() - start < DIRECT_WITHIN and pings.running:
+        rows = fleet.peer(one, two), fleet.peer(two, one)
+        path, why = str(rows[0].get("path")), str(rows[0].get("why_not_direct"))
+        if all(row.get("path") == "direct" and row.get("time_to_direct_ms") for row in rows):
+            break
+        if all("when a network changes" in str(row.get("why_not_direct")) for row in rows):
+            break
+        time.sleep(LOOK)
+    took = [fleet.peer(*ends).get("time_to_direct_ms") for ends in ((one, two), (two, one))]
+    seconds = max((float(each) / 1000 for each in took if each), default=0.0)
+    pings.stop(after=1)
+    return Meeting(a, b, punchable(modelled(a), modelled(b)), path, seconds, "" if path == "direct" else why)
+
+
+def schedule() -> Iterator[list[tuple[str, str]]]:
+    """Yield every pair once, in rounds in which no node stands twice."""
+    waiting = list(pairs(KINDS))
+    while waiting:
+        taken: list[tuple[str, str]] = []
+        for a, b in waiting:
+            if len(taken) < AT_ONCE and all(a != one and b != two for one, two in taken):
+                taken.append((a, b))
+        waiting = [pair for pair in waiting if pair not in taken]
+        yield taken
+
+
+def table(rows: list[Meeting]) -> str:
+    """Return what each kind comes to with each other one: seconds to direct, or R for relay."""
+    found = {(row.a, row.b): f"{row.seconds:.2f}" if row.path == "direct" else "R" for row in rows}
+    lines = [f"| | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
+    for a in KINDS:
+        cells = [found.get((a, b), found.get((b, a), "")) for b in KINDS]
+        lines.append(f"| {a} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_every_pair_is_direct_where_theory_says_so_and_else_says_why_not(
+    fleet: Fleet, repository: Path
+) -> None:
+    start = time.monotonic()
+    rows: list[Meeting] = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for taken in schedule():
+            rows += pool.map(lambda pair: meet(fleet, *pair), taken)
+    rows.sort(key=lambda row: (KINDS.index(row.a), KINDS.index(row.b)))
+    took = time.monotonic() - start
+    build = repository / "build"
+    build.mkdir(exist_ok=True)
+    (build / "nat-lab.md").write_text(table(rows))
+    (build / "nat-lab.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    direct = [row for row in rows if row.path == "direct"]
+    guessed = [row for row in direct if not row.theory]
+    print(f"\n{len(rows)} pairs in {took:.0f} s: {len(direct)} direct, {len(guessed)} of them by a guess")
+    for row in rows:
+        if row.path != "direct":
+            print(f"{row.a} - {row.b}: {row.path}: {row.why}")
+    assert [row for row in rows if row.theory and row.path != "direct"] == []
+    assert [row for row in rows if row.path != "direct" and (row.path != "relay" or not row.why)] == []
+    hopeless = [row for row in rows if not row.theory and "when a network changes" in row.why]
+    rest = [row for row in rows if not row.theory and row not in hopeless]
+    assert len(guessed) >= 0.9 * len(rest), [row for row in rest if row.path != "direct"]
+
+
+def test_no_router_was_flooded_and_no_socket_was_left(fleet: Fleet) -> None:
+    for name, member in fleet.mesh.members.items():
+        dropped = fleet.status(name).get("dropped", {})
+        assert not dropped.get("send-emfile"), name
+        process = member.process
+        assert process is not None
+        assert len(os.listdir(f"/proc/{process.pid}/fd")) < 100, name
