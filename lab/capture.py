@@ -164,6 +164,8 @@ def main() -> None:
     text = b""
     while not text.endswith(b"\n"):
         text += os.read(control, 65_536) or b"\n"
+    if not text.strip():
+        return  # who started it has ended already
     first = json.loads(text)
     taps = [Namespace(descriptor).call(open_tap) for descriptor in first["namespaces"]]
     answer({"ok": True})

@@ -337,6 +337,8 @@ def main() -> None:
     text = b""
     while not text.endswith(b"\n"):  # unbuffered, as the descriptor belongs to `run` afterwards
         text += os.read(control, 65_536) or b"\n"
+    if not text.strip():
+        return  # who started it has ended already
     first = json.loads(text)
     Namespace(first["namespace"]).enter()
     line = DelayLine(first.get("seed", 1))

@@ -55,10 +55,9 @@ def of_ping(result: PingResult) -> str:
     """Return what a run of ping saw, in a few words."""
     if not result.sent:
         return "ping says nothing"
-    slowest = max(result.times.values(), default=0.0)
-    return (
-        f"of pings 1-{result.sent} lost {ranges(result.missing) or 'none'}; slowest answer {slowest:.0f} ms"
-    )
+    lost, slowest = ranges(result.missing) or "none", max(result.times.values(), default=0.0)
+    late = f"; when ping had ended came {ranges(sorted(result.late))}" if result.late else ""
+    return f"of pings 1-{result.sent} lost {lost}{late}; slowest answer {slowest:.0f} ms"
 
 
 def of_machine(network: Network) -> str:

@@ -83,10 +83,13 @@ def test_tcp_flows(lab: StockLab, name: str, version: int, way: str) -> None:
 def test_udp_flows(lab: StockLab, name: str, way: str) -> None:
     reverse = ["-R"] if way == "from the peer" else []
     peer = lab.peers[name]
-    end = lab.iperf(lab.pod, peer.host, peer.inner4, "-u", "-b", "20M", *reverse)
-    print(f"UDP {way}: {end['sum']['lost_percent']:.2f} % of {end['sum']['packets']} lost")
-    assert end["sum"]["packets"] > 500
-    assert end["sum"]["lost_percent"] < 2
+    for _ in range(TRIES):
+        end = lab.iperf(lab.pod, peer.host, peer.inner4, "-u", "-b", "20M", *reverse)
+        packets, lost = end["sum"]["packets"], end["sum"]["lost_percent"]
+        print(f"UDP {way}: {lost:.2f} % of {packets} lost")
+        if packets > 500 and lost < 2:
+            return
+    pytest.fail(f"{lost:.2f} % of {packets} lost at the last of {TRIES} tries")
 
 
 def test_another_preshared_key_opens_no_session(lab: StockLab) -> None:
@@ -232,6 +235,7 @@ def test_path_of_a_stock_peer_sets_the_routes_mtu_and_larger_packets_are_answere
     wait_until(lambda: [route_mtu(lab, p) for p in peer.allowed] == [None, None], "routes have no MTU", 3)
 
 
+TRIES = 3  # of UDP, which loses where the machine is too busy to receive it
 REKEYED = 262.0  # seconds: rekeys come after 120 and 240
 INTERVAL = 0.1
 

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,8 +17,9 @@ from crossedge.lab import flows
 from crossedge.lab.capture import MAGIC, PCAP, RECORD, frames, kind_of, search
 from crossedge.lab.demo import both_ends
 from crossedge.lab.demo_mesh import rounds
+from crossedge.lab.evidence import grown, of_ping
 from crossedge.lab.network import Network
-from crossedge.lab.pings import PingRun, parse_ping, run_together
+from crossedge.lab.pings import PingResult, PingRun, parse_ping, run_together
 from crossedge.lab.topology import Conditions, parse_topology
 from crossedge.lab.workers import Worker
 
@@ -210,3 +212,35 @@ def test_residence_counts_from_the_kernels_stamp(line: Network) -> None:
     counts = next(wire for wire in line.status()["wires"] if wire["name"] == "east-west")["counts"]["a"]
     assert counts["residence_us"]["p50"] >= 5_000
     assert counts["late_us"]["p50"] >= 0
+
+
+@pytest.mark.namespaces
+def test_what_answers_when_ping_has_ended_is_no_loss(line: Network, tmp_path: Path) -> None:
+    """The last answers take longer than twice any before them, which is all that ping waits for."""
+    address = line.nodes["right"].address4
+    running = PingRun("left", address, tmp_path / "late.txt", 20, 0.05).start(line)
+    try:
+        while running.run.file.read_text().count(" time=") < 10:
+            time.sleep(0.01)
+        line.set_wire("east-west", Conditions(delay_ms=400))
+        result = running.wait(10.0)
+    finally:
+        line.set_wire("east-west", Conditions(delay_ms=5))
+    assert (result.sent, result.lost, result.missing) == (20, 0, [])
+    assert result.late
+    assert result.times.keys().isdisjoint(result.late)
+    assert parse_ping(running.run.file.read_text()) == result
+    assert of_ping(result).startswith(f"of pings 1-20 lost none; when ping had ended came {result.late[0]}")
+
+
+def test_what_was_lost_and_who_dropped_is_told_in_short() -> None:
+    lossy = PingResult(9, 4, {1: 20.0, 5: 70.0, 6: 8.0, 9: 1.0})
+    assert of_ping(lossy) == "of pings 1-9 lost 2-4, 7-8; slowest answer 70 ms"
+    assert of_ping(PingResult(0, 0, {})) == "ping says nothing"
+    before = {"barn": Counter({"replay": 2})}
+    after = {
+        "barn": Counter({"replay": 2, "bad-tag": 1}),
+        "wire a-b, a": Counter({"loss": 3}),
+        "c": Counter(),
+    }
+    assert grown(before, after) == ["barn: bad-tag 1", "wire: loss 3"]
