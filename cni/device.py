@@ -29,6 +29,7 @@ from crossedge.host.links import (
     delete_link,
     get_link,
     list_links,
+    rouse_veth,
     set_link,
 )
 from crossedge.host.namespaces import Namespace
@@ -142,6 +143,16 @@ def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, mtu: i
                 sysctl.write(f"{scope}/{name}", value)
     _run(pod, _pod_side(entry, inside.index, host_mac))
     _run(netlink, _host_side(entry, outside.index))
+    _rouse(pod, inside.index)
+
+
+def _rouse(pod: Netlink, index: int) -> None:
+    """See that the pod's first packet is not lost: its end came up before it had a carrier."""
+    link = get_link(pod, index)  # since Linux 6.8 to ask is enough
+    if link is not None and not link.running:
+        batch = Batch()
+        rouse_veth(batch, index)
+        _run(pod, batch)
 
 
 def _pod_side(entry: Entry, index: int, host_mac: bytes, skip: Collection[int] = ()) -> Batch:

@@ -29,12 +29,14 @@ RTM_GETLINK = 18
 IFINFO = struct.Struct("=BxHiII")
 """Family, link type, index, flags, mask of the flags to change."""
 IFF_UP = 1
+IFF_RUNNING = 0x40
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_LINK = 5
 IFLA_MASTER = 10
+IFLA_TXQLEN = 13
 IFLA_LINKINFO = 18
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
@@ -50,6 +52,8 @@ RTEXT_FILTER_SKIP_STATS = 8
 ADDR_GEN_MODE_NONE = 1
 MADE = 0xFFFFFFFF
 """What the kernel tells for the flags that changed (`ifi_change`) when a link was made."""
+VETH_QUEUE = 1000
+"""Transmit queue length of a veth, in packets, as the kernel makes it."""
 NAME_LIMIT = 15
 """Longest name of a link, in bytes."""
 
@@ -82,6 +86,11 @@ class Link:
     def up(self) -> bool:
         """Whether it is switched on."""
         return bool(self.flags & IFF_UP)
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes packets: it is switched on and the kernel has taken note of its carrier."""
+        return bool(self.flags & IFF_RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +199,17 @@ def set_link(
         parts.append(attribute_u32(IFLA_GROUP, group))
     if flags or len(parts) > 2:
         batch.add(RTM_NEWLINK, 0, b"".join(parts), f"change link {link}")
+
+
+def rouse_veth(batch: Batch, link: int) -> None:
+    """Let a veth take packets whose carrier has come: a change of its queue does at once what else waits.
+
+    The end that was switched on first drops all packets until a work queue has noted its carrier, which
+    takes as long as others hold the kernel's lock for links: seconds, on a busy host.
+    """
+    for length in (VETH_QUEUE + 1, VETH_QUEUE):
+        body = IFINFO.pack(0, 0, link, 0, 0) + attribute_u32(IFLA_TXQLEN, length)
+        batch.add(RTM_NEWLINK, 0, body, f"rouse link {link}")
 
 
 def delete_link(batch: Batch, link: int | str) -> None:

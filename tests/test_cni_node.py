@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from crossedge.cni.device import LOOPBACK
+from crossedge.host.addresses import add_address, delete_address
 from crossedge.host.links import get_link
 from crossedge.host.namespaces import mount, unmount
-from crossedge.host.netlink import Netlink
+from crossedge.host.netlink import Batch, Netlink
 from tests.cni_runtime import Answer, Node_, Pod, eventually, pods
 
 pytestmark = pytest.mark.namespaces
@@ -213,6 +217,30 @@ def test_add_right_after_del_waits_for_the_old_link(node: Node_, pod: Pod) -> No
 
 
 # GC and STATUS
+
+
+def test_the_first_packet_of_a_pod_passes_as_soon_as_add_has_answered(served: Node_) -> None:
+    """The kernel notes a link's carrier when it has time; until then the link drops all packets."""
+    with Netlink() as netlink:
+        batch = Batch()
+        add_address(batch, LOOPBACK, ipaddress.ip_interface("192.0.2.1/32"))
+        netlink.run(batch)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+            receiver.bind(("192.0.2.1", 9))
+            receiver.setblocking(False)
+            for number in range(20):
+                with pods() as (pod,):
+                    with pod.namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                        served.plugin.add(pod).ok()
+                        sender.sendto(bytes([number]), ("192.0.2.1", 9))
+                        assert receiver.recv(10) == bytes([number])  # a veth hands over at once
+                    served.plugin.delete(pod).ok()
+    finally:
+        with Netlink() as netlink:
+            batch = Batch()
+            delete_address(batch, LOOPBACK, ipaddress.ip_interface("192.0.2.1/32"))
+            netlink.run(batch)
 
 
 def test_gc_keeps_what_is_listed_and_frees_the_rest(node: Node_) -> None:

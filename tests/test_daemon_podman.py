@@ -26,7 +26,10 @@ from tests.daemon_fleet import Fleet, a_fleet, overlay_addresses, run_here, unti
 
 pytestmark = [
     pytest.mark.namespaces,
-    *(pytest.mark.tool(name) for name in (str(SYSTEM_PLUGINS / "portmap"), "podman", "runc", "busybox")),
+    *(
+        pytest.mark.tool(name)
+        for name in (str(SYSTEM_PLUGINS / "portmap"), "podman", "runc", "busybox", "iptables-save")
+    ),
 ]
 NODES = ("attic", "barn")
 TOPOLOGY = """

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from crossedge.host.addresses import add_address, delete_address, list_addresses
-from crossedge.host.links import VethEnd, add_link, add_veth, delete_link, get_link, list_links, set_link
+from crossedge.host.links import (
+    VethEnd,
+    add_link,
+    add_veth,
+    delete_link,
+    get_link,
+    list_links,
+    rouse_veth,
+    set_link,
+)
 from crossedge.host.namespaces import Namespace
 from crossedge.host.neighbours import Neighbour, delete_neighbour, list_neighbours, set_neighbour
 from crossedge.host.netlink import Batch, Netlink, NetlinkError, attribute, parse_attributes, parse_messages
@@ -108,6 +117,47 @@ def test_links_are_changed_listed_and_deleted(netlink: Netlink) -> None:
     run(netlink, (delete_link, "test1"), (delete_link, "test1"), (delete_link, index))
     assert get_link(netlink, "test1") is None
     assert get_link(netlink, index) is None
+
+
+def test_a_veth_that_is_roused_takes_packets_at_once(netlink: Netlink) -> None:
+    """Even on kernels where asking for the link does not do it."""
+    ours, theirs = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
+    for _ in range(20):
+        namespace = Namespace.anonymous()
+        with namespace.call(Netlink) as inside:
+            batch = Batch()
+            add_veth(batch, VethEnd("v-out", mac=ours), VethEnd("v-in", namespace.fileno(), mac=theirs))
+            netlink.run(batch)
+            link, other = get_link(inside, "v-in"), get_link(netlink, "v-out")
+            assert link is not None
+            assert other is not None
+            batch = Batch()
+            set_link(batch, link.index, up=True, link_local=False)
+            add_address(batch, link.index, ipaddress.ip_interface("192.0.2.2/24"), prefix_route=True)
+            set_neighbour(batch, Neighbour(link.index, ipaddress.ip_address("192.0.2.1"), ours))
+            inside.run(batch)
+            batch = Batch()
+            add_address(batch, other.index, ipaddress.ip_interface("192.0.2.1/24"), prefix_route=True)
+            set_link(batch, other.index, up=True, link_local=False)
+            netlink.run(batch)
+            with (
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+                namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender,
+            ):
+                receiver.bind(("192.0.2.1", 9))
+                receiver.setblocking(False)
+                batch = Batch()
+                rouse_veth(batch, link.index)
+                inside.run(batch)
+                sender.sendto(b"first", ("192.0.2.1", 9))
+                assert receiver.recv(10) == b"first"
+            found = get_link(inside, "v-in")
+            assert found is not None
+            assert found.running
+        namespace.close()
+        batch = Batch()
+        delete_link(batch, "v-out")
+        netlink.run(batch)
 
 
 def test_a_link_without_link_local_address_stays_so(netlink: Netlink) -> None:
