@@ -258,20 +258,18 @@ def prioritized(args: Args, demand: Demand, view: View) -> list[dict[str, Any]]:
     """
     if demand.users is None:
         return [{"Host": name, "Score": 0} for name in args.names]
-    means = mean_rtts(demand.users, view)
+    by_position = mean_rtts(demand.users, view).tolist()
     positions = [view.index.get(name) for name in args.names]
-    known = [
-        means[position] for position in positions if position is not None and not np.isnan(means[position])
-    ]
-    best = float(min(known, default=0.0)) + SOFT_MS
+    means = [math.nan if position is None else by_position[position] for position in positions]
+    best = min((mean for mean in means if not math.isnan(mean)), default=0.0) + SOFT_MS
     top = MAX_PRIORITY - 1 if demand.decided else MAX_PRIORITY
     result = []
-    for name, position in zip(args.names, positions, strict=True):
+    for name, mean in zip(args.names, means, strict=True):
         score = 0
         if name in demand.decided:
             score = MAX_PRIORITY
-        elif position is not None and not np.isnan(means[position]):
-            score = round(top * best / (float(means[position]) + SOFT_MS))
+        elif not math.isnan(mean):
+            score = round(top * best / (mean + SOFT_MS))
         result.append({"Host": name, "Score": score})
     return result
 

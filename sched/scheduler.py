@@ -110,6 +110,8 @@ class Restored:
     groups: Mapping[str, int] = field(default_factory=dict)
     fresh_group: int = 0
     positions: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    estimator: tuple[str | None, float | None, int, int] = (None, None, 0, 0)
+    """The one in use, its error, and the round and number of nodes it was chosen at."""
 
 
 class Scheduler:
@@ -133,9 +135,8 @@ class Scheduler:
             config.rounds.agreeing, dict(restored.groups), _fresh=restored.fresh_group
         )
         self._positions: Mapping[str, tuple[float, float]] = dict(restored.positions)
-        self._estimator: str | None = None
-        self._error: float | None = None
-        self._validated = (0, 0)
+        self._estimator, self._error, *validated = restored.estimator
+        self._validated = (validated[0], validated[1])
         self._decided = -inf
         recent = restored.round_time - config.nodes.gone_after
         for row in restored.nodes:
@@ -231,7 +232,9 @@ class Scheduler:
         snapshot = yield from collected(self.feed, members, now)
         rounds, moves = self.config.rounds, self.config.moves
         since, size = self._validated
-        if self.round - since >= rounds.validate_every or abs(len(members) - size) > CHANGED_SHARE * size:
+        if self.round - since >= rounds.validate_every or (
+            not self.warming(now) and abs(len(members) - size) > CHANGED_SHARE * size
+        ):
             self._estimator = None
         services: tuple[ServiceTask, ...] = ()
         if not self.warming(now) and now - self._decided >= CYCLE_SHARE * rounds.every:
@@ -293,6 +296,7 @@ class Scheduler:
             "round_time": view.time,
             "groups": dict(self._groups.labels),
             "fresh_group": self._groups._fresh,
+            "estimator": (self._estimator, self._error, *self._validated),
             "positions": {name: (round(x, 3), round(y, 3)) for name, (x, y) in self._positions.items()},
         }
         return Kept(

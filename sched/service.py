@@ -81,6 +81,7 @@ def restored(history: History) -> Restored:
         {name: int(label) for name, label in (history.state("groups") or {}).items()},
         int(history.state("fresh_group") or 0),
         {name: (float(x), float(y)) for name, (x, y) in positions.items()},
+        tuple(history.state("estimator") or (None, None, 0, 0)),
     )
 
 
