@@ -116,8 +116,11 @@ class PeerServices:
         if isinstance(endpoint, RelayEndpoint):
             return self._plane.relay_server(endpoint.server)
         host, port = remote_of(endpoint)
-        if (6 if ":" in host else 4) not in self._settings.families:
+        six = ":" in host
+        if (6 if six else 4) not in self._settings.families:
             return False
+        if self.own_hosts and not any((":" in own) is six for own in self.own_hosts):
+            return False  # a host that has no address of that IP version has no way there
         if host in self.own_hosts and port == self._settings.port:
             return False
         return _refused(host, self._settings.mesh_prefixes) is None

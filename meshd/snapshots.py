@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crossedge.meshd.natplan import plan
 from crossedge.meshd.path import Path, State
 from crossedge.meshd.punch import Phase
 from crossedge.wire.endpoint import Endpoint, Network, RelayEndpoint
@@ -182,7 +183,8 @@ def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
         return "the direct path went silent; it is being proven again"
     if peer.punch.phase is Phase.TRYING:
         return f"punching, try {peer.punch.attempt}"
-    reason = peer.plan().reason
+    services = mesh.services
+    reason = plan(services.verdict(), services.verdict_of(peer), leads=True).reason
     nat = f"; {reason}" if reason else ""
     if peer.punch.phase is Phase.SPENT:
         return f"punching failed, again when a network changes{nat}"

@@ -85,7 +85,7 @@ class SimServer:
 
     def __init__(self, world: SimWorld, name: str, region: str) -> None:
         self.world = world
-        self.host = world.net.host(name, region=region)
+        self.host = world.net.host(name, region=region, six=world.six)
         self.key = ControlKey.generate(world.net.random)
         self.service: Service | None = None
         self.start()
@@ -94,9 +94,16 @@ class SimServer:
     def endpoint(self) -> UdpEndpoint:
         return UdpEndpoint(self.host.addresses[0], 3478)
 
+    def endpoint_for(self, node: SimNode) -> UdpEndpoint:
+        """Return where a node reaches it: by IPv6 if that is all it has."""
+        own = [":" in address for address in node.host.addresses]
+        return next(UdpEndpoint(host, 3478) for host in self.host.addresses if (":" in host) in own)
+
     def start(self) -> None:
         net = self.world.net
         locals_ = address_group((self.host.addresses[0],), (3478, 3479), 0)
+        for address in self.host.addresses[1:]:
+            locals_ += address_group((address,), (3478, 3479), len(locals_))
         self.service = Service(
             self.key,
             [self.world.ca.public],
@@ -249,7 +256,7 @@ class SimNode:
         mesh.set_host_addresses(self.host.addresses, now)
         if rendezvous:
             for server in self.world.servers:
-                mesh.set_rendezvous(server.key.public, server.endpoint, now)
+                mesh.set_rendezvous(server.key.public, server.endpoint_for(self), now)
         mesh.restore(*self.saved, now)
         self._sockets.clear()
         self.host.attach(self, port=PORT)
@@ -389,12 +396,15 @@ class SimWorld:
         loss: float = 0.0,
         delay: float = 0.006,
         observers: int = 0,
+        six: bool = False,
     ) -> None:
         """`delay` is that of each access link, one way, in seconds; `loss` the share lost on each.
 
-        `observers` is how many plain STUN servers there are, which every node asks.
+        `observers` is how many plain STUN servers there are, which every node asks. `six`: the rendezvous
+        have IPv6 too.
         """
         self.net = Internet(seed)
+        self.six = six
         self.link = Conditions(delay=delay, loss=loss, hops=1)
         self.ca = SigningKey.generate(self.net.random)
         self.blocklist = Blocklist(
@@ -405,7 +415,7 @@ class SimWorld:
         self.observers = tuple(StunHost(self.net, host).endpoint for host in hosts)
         self.nodes: list[SimNode] = []
         self._series = 0
-        self.servants = {server.endpoint.host for server in self.servers}
+        self.servants = {address for server in self.servers for address in server.host.addresses}
         self.servants |= {observer.host for observer in self.observers}
 
     def router(self, kind: str | NatKind = "port-restricted", **options: str) -> Router:
@@ -413,10 +423,21 @@ class SimWorld:
         return self.net.router(f"router{len(self.net.routers)}", kind, link=self.link, **options)
 
     def node(
-        self, name: str, kind: str | NatKind | None = "port-restricted", *, router: Router | None = None
+        self,
+        name: str,
+        kind: str | NatKind | None = "port-restricted",
+        *,
+        router: Router | None = None,
+        six: bool = False,
     ) -> SimNode:
-        """Put a node behind a new router of this kind, or a given one; kind None: on the public internet."""
-        if router is None and kind is None:
+        """Put a node behind a new router of this kind, or a given one; kind None: on the public internet.
+
+        `six`: with nothing but IPv6, on the public internet.
+        """
+        if six:
+            host = self.net.host(name, region="home", six=True)
+            host.addresses = host.addresses[1:]
+        elif router is None and kind is None:
             host = self.net.host(name, region="home")
         else:
             router = router or self.router(kind or "port-restricted")
