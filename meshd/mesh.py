@@ -327,10 +327,13 @@ class Mesh:
             self._deadlines.set(peer, peer.deadline(now))
         self._pump()
 
-    def poll_transmit(self) -> Transmit | None:
-        """Return the next datagram to send, or None."""
+    def poll_transmit(self, clock: Callable[[], float] | None = None) -> Transmit | None:
+        """Return the next datagram to send, or None.
+
+        `clock` tells `now` at that very moment, for what says when it left; None: the last `now` will do.
+        """
         self._pump()
-        return self._control.poll_transmit()
+        return self._control.poll_transmit(self._now if clock is None else clock())
 
     def poll_event(self) -> MeshEvent | None:
         """Return the next event, or None."""

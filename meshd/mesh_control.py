@@ -26,7 +26,7 @@ from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.stunclient import StunObservers
-from crossedge.meshd.transmit import Transmit
+from crossedge.meshd.transmit import Late, Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
@@ -119,7 +119,7 @@ class ControlPlane:
         self._finds = Finds(self.dropped)
         self._epochs: dict[bytes, int] = {}
         self._probed = float("-inf")
-        self._transmits: deque[Transmit] = deque()
+        self._transmits: deque[Transmit | Late] = deque()
         self._say(now)
 
     # --- Rendezvous -------------------------------------------------------------------------------------
@@ -473,10 +473,23 @@ class ControlPlane:
             return
         self._transmits.append(Transmit(destination, datagram, ttl, local))
 
-    def poll_transmit(self) -> Transmit | None:
-        """Return the next datagram to send."""
-        if self._transmits:
-            return self._transmits.popleft()
+    def transmit_late(self, destination: Endpoint, make: Callable[[float], bytes | None]) -> None:
+        """Queue a datagram that is made when it leaves."""
+        if len(self._transmits) >= TRANSMITS_MAX:
+            self.dropped["transmit-queue"] += 1
+            return
+        self._transmits.append(Late(destination, make))
+
+    def poll_transmit(self, now: float) -> Transmit | None:
+        """Return the next datagram to send; it leaves at `now`."""
+        while self._transmits:
+            first = self._transmits.popleft()
+            if isinstance(first, Transmit):
+                return first
+            datagram = first.make(now)
+            if datagram is not None:
+                return Transmit(first.destination, datagram)
+            self.dropped["late-transmit"] += 1
         for client in self.clients.values():
             if (item := client.poll_transmit()) is not None:
                 return item

@@ -19,7 +19,7 @@ not trusted, data goes over it and another one at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import ip_address, ip_network
 from typing import Final
@@ -360,6 +360,14 @@ class Path:
         counts = self.state is State.PROVEN and not rung
         self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, counts, overdue)
         return probe
+
+    def leaves(self, probe: Probe, now: float) -> Probe:
+        """Return a probe of ours as it leaves now: its time counts from here."""
+        sent = self._outstanding.get(probe.id)
+        if sent is not None:
+            sent.overdue += now - sent.at
+            sent.at = now
+        return replace(probe, sent=now)
 
     def _trust_end(self) -> float:
         return max(self.last_proof or 0.0, self._live_since) + TRUST

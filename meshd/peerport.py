@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from crossedge.meshd.events import MeshEvent
@@ -24,6 +25,9 @@ class Port(Protocol):
 
     def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
         """Transmit a datagram."""
+
+    def send_late(self, endpoint: Endpoint, make: Callable[[float], bytes | None]) -> None:
+        """Transmit a datagram that is made when it leaves: it says when that was."""
 
     def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""

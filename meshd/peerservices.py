@@ -63,6 +63,10 @@ class PeerServices:
         """Queue a datagram."""
         self._plane.transmit(endpoint, datagram, ttl)
 
+    def send_late(self, endpoint: Endpoint, make: Callable[[float], bytes | None]) -> None:
+        """Queue a datagram that is made when it leaves."""
+        self._plane.transmit_late(endpoint, make)
+
     def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""
         reason = self.budget.take(endpoint, now, single_observer=peer.offers.single_observer(endpoint))

@@ -205,6 +205,7 @@ def _path(peer: MeshPeer, path: Path | None, now: float) -> dict[str, Any]:
         "endpoint": None if kind == "none" or path is None else str(path.endpoint),
         "rtt_ms": None if path is None else _ms(path.rtt.smoothed),
         "rtt_min_ms": None if path is None else _ms(path.rtt.minimum(now)),
+        "rtt_latest_ms": None if path is None else _ms(path.rtt.latest),
         "jitter_ms": None if path is None or path.rtt.smoothed is None else _ms(path.rtt.deviation),
         "loss_percent": None if path is None else _percent(path.rtt.loss),
         "datagram_bytes": None if path is None else path.size,

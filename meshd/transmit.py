@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from crossedge.wire.endpoint import Endpoint
@@ -16,3 +17,11 @@ class Transmit(NamedTuple):
     """IP time to live (hop limit), None for the usual."""
     local: int = 0
     """Number of the socket to send from, where the core has more than one."""
+
+
+class Late(NamedTuple):
+    """A datagram that says when it leaves, so that it is made at that moment."""
+
+    destination: Endpoint
+    make: Callable[[float], bytes | None]
+    """Returns the datagram for `now`, None where nothing can be sent any more."""
