@@ -51,6 +51,10 @@ class Estimator:
     def __init__(self, window: float = 60.0) -> None:
         """Take the span of the minimum in seconds."""
         self._bucket_span = window / BUCKETS
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything."""
         self._buckets: list[tuple[int, float]] = []
         self._outcomes = 0
         self._total = 0

@@ -22,6 +22,7 @@ from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import MeshEvent, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
+from crossedge.meshd.latencyplane import LatencyPlane
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh_control import ControlPlane
 from crossedge.meshd.noise import PrivateKey
@@ -90,6 +91,7 @@ class Mesh:
 
         self._control_deadline: float | None = None
         self._control = ControlPlane(settings, self, clock, numbers, random, now)
+        self.latency = LatencyPlane(settings.certificate.node_id, self.members, random, lambda: self._now)
         self.services = PeerServices(
             settings,
             self.device,
@@ -98,6 +100,7 @@ class Mesh:
             self.dropped,
             self.touch,
             self.emit,
+            self.latency,
             now,
         )
         self.control.directory.is_needed = self._is_needed
@@ -147,6 +150,7 @@ class Mesh:
         if (changed or moved) and not first:
             for peer in self.members.values():
                 peer.moved(now)
+            self.latency.moved(now)
         self._pump()
 
     def set_underlay_mtu(self, mtu: int, now: float) -> None:
@@ -313,7 +317,8 @@ class Mesh:
         self._pump()
         if self._control_deadline is None:
             self._control_deadline = self._control.next_deadline()
-        others = (self._deadlines.next(), self.services.next_deadline())
+        latency = self.latency.next_deadline() if self.settings.measure else None
+        others = (self._deadlines.next(), self.services.next_deadline(), latency)
         return min([self._control_deadline, *(when for when in others if when is not None)])
 
     def handle_timeout(self, now: float) -> None:
@@ -321,6 +326,8 @@ class Mesh:
         self._now = now
         self.control.handle_timeout(now)
         self.services.handle_timeout(now)
+        if self.settings.measure:
+            self.latency.handle_timeout(now)
         for peer in self._deadlines.take(now):
             peer.handle_timeout(now)
             self._touched.pop(peer, None)
@@ -404,6 +411,7 @@ class Mesh:
         peer = MeshPeer(member, self.services, self._random, leads=leads, now=now)
         self.members[member.node_id] = peer
         self._owners[peer.link] = peer
+        self.latency.prober.add(member.node_id)
         for network in member.certificate.allowed_ips:
             self.allowed.insert(network, peer.link)
         self.emit(RoutesChanged())
@@ -428,6 +436,7 @@ class Mesh:
         if peer is None:
             return
         peer.close(reason)
+        self.latency.removed(member.node_id)
         self.allowed.remove_value(peer.link)
         del self._owners[peer.link]
         self._touched.pop(peer, None)
@@ -443,6 +452,7 @@ class Mesh:
         peer = self.members.get(member.node_id)
         if peer is None:
             return
+        peer.called_to_measure(now, measure=body.measure)
         if relay is not None:
             peer.learn_relay(relay, now, heard=True)
         if body.initiation:

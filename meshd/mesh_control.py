@@ -149,10 +149,19 @@ class ControlPlane:
         """Tell whether this is a rendezvous of ours, whose channels may lead to members."""
         return any(client.endpoint == server for client in self.clients.values())
 
-    def call(self, member: dir_.Peer, attempt: int, rtt: float, initiation: bytes, now: float) -> bool:
+    def call(
+        self,
+        member: dir_.Peer,
+        attempt: int,
+        rtt: float,
+        initiation: bytes,
+        now: float,
+        *,
+        measure: bool = False,
+    ) -> bool:
         """Call a member through every rendezvous that both know; False where none has us registered.
 
-        `rtt` is that through the relay in seconds, 0 if not known.
+        `rtt` is that through the relay in seconds, 0 if not known. `measure`: we only measure the pair.
         """
         called = False
         servers = set(member.record.servers) & set(self.clients) or set(self.clients)
@@ -168,6 +177,7 @@ class ControlPlane:
                 self.candidates.observed_by(),
                 rtt,
                 initiation,
+                measure=measure,
             )
             sealed = self.node.seal(body, member.record.control_key)
             if sealed is not None and client.call(member.node_id, sealed, now) is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from crossedge.meshd.events import MeshEvent
 from crossedge.meshd.hello import HelloExchange
-from crossedge.meshd.inner import BlocklistAsk, BlocklistPart
+from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Place
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.session import Session
@@ -61,6 +61,18 @@ class Port(Protocol):
 
     def keepalive(self) -> float:
         """Return how often an idle path has to be used, in seconds, for our NAT to keep its mapping."""
+
+    def measurement_due(self, peer: MeshPeer, now: float) -> bool:
+        """Tell whether the pair should be measured while its session is there."""
+
+    def measured(self, peer: MeshPeer, *, answered: bool) -> None:
+        """Take note that a measurement of the pair has ended."""
+
+    def tell_place(self, peer: MeshPeer, now: float) -> None:
+        """Tell the peer our coordinates, if it has not heard them lately."""
+
+    def place_heard(self, peer: MeshPeer, place: Place, now: float) -> None:
+        """Take the coordinates that the peer told."""
 
     def touch(self, peer: MeshPeer) -> None:
         """Pump this peer soon: something happened to it outside of a call from the mesh."""

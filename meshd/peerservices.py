@@ -11,8 +11,9 @@ from crossedge.meshd.budget import Budget
 from crossedge.meshd.device import Device
 from crossedge.meshd.events import MeshEvent
 from crossedge.meshd.hello import HelloExchange, gso_bits
-from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Statement
+from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Place, Statement
 from crossedge.meshd.keypair import Keypair
+from crossedge.meshd.latencyplane import LatencyPlane
 from crossedge.meshd.mesh_control import ControlPlane
 from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT
 from crossedge.meshd.noise import NoiseError
@@ -41,9 +42,11 @@ class PeerServices:
         dropped: Counter[str],
         touch: Callable[[MeshPeer | StaticPeer], None],
         emit: Callable[[MeshEvent], None],
+        latency: LatencyPlane,
         now: float,
     ) -> None:
         """`control` returns `plane` for a change of it; `touch` has a peer pumped soon."""
+        self._latency = latency
         self.dropped = dropped
         self.budget = Budget(now)
         self.own_hosts: frozenset[str] = frozenset()
@@ -111,7 +114,9 @@ class PeerServices:
     def call(self, peer: MeshPeer, attempt: int, now: float) -> bool:
         """Call a peer through every rendezvous that both know; False where there is none in reach."""
         waiting = None if peer.session is None else peer.session.initiation
-        return self._control().call(peer.member, attempt, peer.paths.relay_rtt(), waiting or b"", now)
+        return self._control().call(
+            peer.member, attempt, peer.paths.relay_rtt(), waiting or b"", now, measure=peer.measure_only
+        )
 
     def rebind(self, peer: MeshPeer, now: float) -> None:
         """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
@@ -139,6 +144,24 @@ class PeerServices:
     def statement(self, now: float) -> bytes:
         """Return the plaintext that tells a peer our newest record."""
         return Statement(self._plane.own_record(now), self._settings.certificate.encode()).encode()
+
+    # --- Latency ----------------------------------------------------------------------------------------
+
+    def measurement_due(self, peer: MeshPeer, now: float) -> bool:
+        """Tell whether the pair should be measured while its session is there."""
+        return self._latency.due(peer, now)
+
+    def measured(self, peer: MeshPeer, *, answered: bool) -> None:
+        """Take note that a measurement of the pair has ended."""
+        self._latency.measured(peer, answered=answered)
+
+    def tell_place(self, peer: MeshPeer, now: float) -> None:
+        """Tell the peer our coordinates, if it has not heard them lately."""
+        self._latency.tell_place(peer, now)
+
+    def place_heard(self, peer: MeshPeer, place: Place, now: float) -> None:
+        """Take the coordinates that the peer told."""
+        self._latency.place_heard(peer, place, now)
 
     # --- The blocklist ----------------------------------------------------------------------------------
 

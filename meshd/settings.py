@@ -45,5 +45,7 @@ class MeshSettings:
     """virtio GSO types that can be written to the TUN."""
     largest_chunk: int = LARGEST_DATAGRAM
     """The longest superframe datagram that is taken, in bytes."""
+    measure: bool = False
+    """Whether pairs without traffic are measured."""
     underlay_mtu: int = 1500
     """MTU in bytes of the way to the internet, for stock peers."""

@@ -17,6 +17,7 @@ from crossedge.meshd.inner import (
     Bye,
     Hello,
     Inner,
+    Place,
     Probe,
     ProbeReply,
 )
@@ -176,6 +177,8 @@ class Talk:
                     self.seal(part.encode(), source, now)
             case BlocklistPart():
                 self._port.blocklist_arrived(self._peer, message, now)
+            case Place():
+                self._port.place_heard(self._peer, message, now)
             case Bye():
                 self._peer.bidden_farewell(now)
 

@@ -182,6 +182,7 @@ class SimNode:
             static_peers=self.static_peers,
             stun=self.stun,
             gso=frozenset({1, 4, 5}),
+            measure=self.world.measure,
         )
         self.mesh = Mesh(
             settings, allowed, self.clock, numbers, net.chance.fork(f"{self.name} {now}").token, now
@@ -326,8 +327,10 @@ class SimWorld:
         servers: int = 1,
         loss: float = 0.0,
         delay: float = 0.006,
+        measure: bool = False,
     ) -> None:
         """`delay` is that of each access link, one way, in seconds; `loss` the share lost on each."""
+        self.measure = measure
         self.net = Internet(seed)
         self.link = Conditions(delay=delay, loss=loss, hops=1)
         self.ca = SigningKey.generate(self.net.random)
