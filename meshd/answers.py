@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from crossedge.meshd.engine import Engine
 from crossedge.meshd.events import PingResult
 from crossedge.meshd.hoststate import HostState
 from crossedge.meshd.identity import Identity
+from crossedge.meshd.reporter import Reporter
 
 PING_COUNT_MAX: Final = 1000
 PING_INTERVAL_MIN: Final = 0.01  # seconds
@@ -27,9 +28,15 @@ class Answers:
     """Reads the core; the only thing that it changes is that it asks for pings and network checks."""
 
     def __init__(
-        self, engine: Engine, host: HostState, check_nat: Callable[[], None], identity: Identity
+        self,
+        engine: Engine,
+        host: HostState,
+        check_nat: Callable[[], None],
+        identity: Identity,
+        reporters: Sequence[Reporter] = (),
     ) -> None:
         """`check_nat` begins a network check unless one is running."""
+        self._reporters = reporters
         self._engine = engine
         self._host = host
         self._check_nat = check_nat
@@ -45,6 +52,7 @@ class Answers:
             "ping": self.ping,
             "netcheck": self.netcheck,
             "routes": self.routes,
+            "latency": self.latency,
         }
 
     async def status(self, _: Mapping[str, Any]) -> Answer:
@@ -54,12 +62,21 @@ class Answers:
         host = self._host.report()
         report = engine.mesh.status(now)
         problems = [*report.pop("problems", ()), *host.pop("problems", ())]
+        problems += [
+            {
+                "what": f"{reporter.url} does not take this node's reports: {reporter.status()['problem']}",
+                "fix": "see that the scheduler runs and is in reach, or correct [reports] in meshd.toml",
+            }
+            for reporter in self._reporters
+            if reporter.overdue
+        ]
         yield {
             "version": version("crossedge"),
             **report,
             "offloads": {"udp": engine.udp.offloads(), "tun": host["tun"]["offloads"]},
             "host": host,
             "traffic": engine.plane.counters(),
+            "reports": [reporter.status() for reporter in self._reporters],
             "dropped": dict(sorted(engine.all_dropped().items())),
             "problems": problems,
         }
@@ -67,6 +84,23 @@ class Answers:
     async def peers(self, _: Mapping[str, Any]) -> Answer:
         """One answer: every peer."""
         yield {"peers": self._engine.mesh.peers(boottime())}
+
+    async def latency(self, _: Mapping[str, Any]) -> Answer:
+        """One answer: what was measured of every pair, and where this node sees itself."""
+        now = boottime()
+        latency = self._engine.mesh.latency
+        place = latency.vivaldi.place
+        yield {
+            "pairs": latency.rows(now),
+            "coordinates": {
+                "point_ms": [round(at, 3) for at in place.point],
+                "height_ms": round(place.height, 3),
+                "error": round(place.error, 3),
+                "samples": latency.vivaldi.samples,
+            },
+            "interval_s": round(latency.prober.interval, 1),
+            "reports": [reporter.status() for reporter in self._reporters],
+        }
 
     async def routes(self, _: Mapping[str, Any]) -> Answer:
         """One answer: every prefix that goes through the mesh."""

@@ -51,6 +51,7 @@ from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.netcheck import EXTRA_SOCKETS
 from crossedge.meshd.netwatch import Found, NetworkWatch
+from crossedge.meshd.reporter import Reporter, Source
 from crossedge.meshd.resolve import FAMILIES, keep_resolved, resolve, split
 from crossedge.meshd.sequence import Sequence
 from crossedge.meshd.settings import MeshSettings
@@ -204,9 +205,12 @@ class Daemon:
             if peer.endpoint is not None:
                 tell = partial(self._static_found, peer.name)
                 self._spawn(keep_resolved(*split(peer.endpoint), self._families, tell))
+        self._start_reports(mesh_settings=settings)
         self._spawn(self._keep_clock())
         self._spawn(self._keep_persisting())
-        self._answers = Answers(self._engine, self._host, self.check_nat, self._identity)
+        self._answers = Answers(
+            self._engine, self._host, self.check_nat, self._identity, tuple(self._reporters)
+        )
         control = ControlServer(self._answers.handlers())
         path = self._run / SOCKET_NAME
         try:
@@ -216,6 +220,24 @@ class Daemon:
                 path, "run", f"to be able to listen there; {error.strerror or error}"
             ) from error
         stack.push_async_callback(control.stop)
+
+    def _start_reports(self, mesh_settings: MeshSettings) -> None:
+        """Tell the schedulers what is measured, from now on."""
+        latency, reports = self._mesh.latency, self._config.reports
+        source = Source(
+            mesh_settings.certificate,
+            mesh_settings.signing_key,
+            number=lambda: self._numbers.next(boottime()),
+            unix=lambda: self._clock.issuing(boottime()),
+            pairs=lambda: latency.pairs(boottime()),
+            place=lambda: latency.vivaldi.place if latency.vivaldi.samples else None,
+        )
+        epoch = os.urandom(8)
+        self._reporters = [
+            Reporter(url, source, epoch, reports.interval, self._families) for url in reports.url
+        ]
+        for reporter in self._reporters:
+            self._spawn(reporter.run())
 
     async def _settings(self, tun: Tun) -> MeshSettings:
         config, bundle = self._config, self._identity.bundle
@@ -245,6 +267,7 @@ class Daemon:
             aeads=Aeads(0) if "superframes" in config.disable_offloads else aeads,
             gso=Offloads.named(tun.offloads).gso,
             underlay_mtu=self._underlay_mtu(),
+            measure=config.latency.probe,
         )
 
     async def _resolved(self, key: str, texts: tuple[str, ...]) -> tuple[UdpEndpoint, ...]:
