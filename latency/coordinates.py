@@ -54,7 +54,7 @@ class Vivaldi:
         weight = here.error / (here.error + max(peer.error, ERROR_MIN))
         limit = MISFIT + MISFIT_UNCERTAIN * here.error
         if error > limit:
-            weight *= limit / error
+            weight *= (limit / error) ** 2  # redescending: what fits worst moves us least
         certain = min(error, ERROR_MAX) * CE * weight + here.error * (1.0 - CE * weight)
         step = max(-STEP_MAX, min(STEP_MAX, CC * weight * (rtt - estimate)))
         if flat < TOGETHER:

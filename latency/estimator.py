@@ -42,6 +42,7 @@ class Estimator:
         "_buckets",
         "_outcomes",
         "_total",
+        "answers",
         "deviation",
         "latest",
         "smoothed",
@@ -58,6 +59,8 @@ class Estimator:
         self._buckets: list[tuple[int, float]] = []
         self._outcomes = 0
         self._total = 0
+        self.answers = 0
+        """How many probes were answered in all."""
         self.latest: float | None = None
         self.smoothed: float | None = None
         self.deviation = 0.0
@@ -73,6 +76,7 @@ class Estimator:
             self.smoothed += GAIN * (rtt - self.smoothed)
         self.latest = rtt
         self.updated = now
+        self.answers += 1
         self._outcome(lost=False)
         number = int(now // self._bucket_span)
         buckets = [item for item in self._buckets if number - item[0] < BUCKETS]

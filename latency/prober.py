@@ -35,6 +35,7 @@ FIRST_MAX: Final = 60.0
 TRIES: Final = 2  # failures in a row that make a pair unreachable
 RETRY: Final = (15.0, 30.0)  # seconds after a first failure
 PLACES_MAX: Final = 256  # members whose place is remembered
+UNDRAWN: Final = -1
 NEAR_AGAIN: Final = 60.0  # seconds between choices of the nearest
 
 
@@ -61,7 +62,7 @@ class Prober:
         self._random = random
         self._members: dict[bytes, None] = {}
         self._places: dict[bytes, Coordinates] = {}
-        self._slots = [_Slot(0, b"", None) for _ in range(CHOSEN)]
+        self._slots = [_Slot(UNDRAWN, b"", None) for _ in range(CHOSEN)]
         self._near: list[bytes] = []
         self._near_at = now
         self._offset = self._share() * ROTATION
@@ -95,6 +96,8 @@ class Prober:
             return
         self._members[peer] = None
         for number, slot in enumerate(self._slots):
+            if slot.draw == UNDRAWN:
+                break
             score = self._score(number, slot.draw, peer)
             if slot.winner is None or score < slot.score:
                 slot.winner, slot.score = peer, score

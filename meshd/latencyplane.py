@@ -147,14 +147,19 @@ class LatencyPlane:
         rows = []
         for peer in self._members.values():
             pair = self.pair(peer, now)
+            best = (
+                None if peer.reading is None or pair is None or not pair.state.measured else peer.reading.best
+            )
             shown = {
                 "name": peer.name,
                 "state": "unmeasured" if pair is None else pair.state.name.lower(),
                 "rtt_min_ms": None if pair is None else _ms(pair.minimum),
                 "rtt_ms": None if pair is None else _ms(pair.smoothed),
+                "rtt_latest_ms": None if best is None else _ms(best.latest),
                 "jitter_ms": None if pair is None else _ms(pair.deviation),
                 "loss_percent": None if pair is None or pair.loss is None else round(pair.loss * 100, 1),
                 "age_s": None if pair is None else round(pair.age, 1),
+                "answers": 0 if best is None else best.answers,
                 "probed": peer.node_id in self.prober.targets,
             }
             rows.append(shown)

@@ -360,7 +360,7 @@ class Path:
             if ended or self._misses >= MISSES:
                 self.doubt(now)
             return
-        waited = self.state is State.SUSPECT and now - self._changed >= GIVE_UP
+        waited = self.state is State.SUSPECT and now >= self._changed + GIVE_UP  # as in `deadline`
         tried = self.state is State.PROBING and self._tries > len(PROVE_INTERVALS) and self._due(now)
         if waited or tried:
             self._lose(now)

@@ -467,9 +467,9 @@ class MeshPeer:
         session = self.session
         if session is not None:
             session.handle_timeout(now)
-            if session.current is None and now - self._last_use() >= ACTIVE_TIME and not self._opening():
+            if session.current is None and now >= self._last_use() + ACTIVE_TIME and not self._opening():
                 self.close("failed")
-            elif now - self._last_use() >= self._idle_time:
+            elif now >= self._last_use() + self._idle_time:
                 self.talk.say(Bye().encode(), now)
                 self.close("idle")
         self.pump(now)
