@@ -28,7 +28,7 @@ IN_FLIGHT: Final = 32  # bursts at a time
 PACE: Final = 0.2  # seconds between the starts of two bursts
 INTERVAL_PER_PAIR: Final = 10.0  # seconds, times the pairs of a node: what keeps the cost under its bound
 INTERVAL_MIN: Final = 60.0
-INTERVAL_MAX: Final = 640.0
+INTERVAL_CHOSEN: Final = 480.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
 JITTER: Final = 0.2  # the part of an interval that is random
 FIRST_WITHIN: Final = 1.0  # seconds, times the targets: when a pair that is new is measured
 FIRST_MAX: Final = 60.0
@@ -86,9 +86,9 @@ class Prober:
     @property
     def interval(self) -> float:
         """Seconds between measurements of a pair."""
-        few = len(self._members) <= ALL_PAIRS
-        pairs = len(self._members) if few else 2 * (CHOSEN + NEAR)  # as many choose us as we choose
-        return min(max(INTERVAL_PER_PAIR * pairs, INTERVAL_MIN), INTERVAL_MAX)
+        if len(self._members) > ALL_PAIRS:
+            return INTERVAL_CHOSEN
+        return max(INTERVAL_PER_PAIR * len(self._members), INTERVAL_MIN)
 
     def add(self, peer: bytes) -> None:
         """Take a new member."""
@@ -98,7 +98,7 @@ class Prober:
         for number, slot in enumerate(self._slots):
             if slot.draw == UNDRAWN:
                 break
-            score = self._score(number, slot.draw, peer)
+            score = self._scorer(number, slot.draw)(peer)
             if slot.winner is None or score < slot.score:
                 slot.winner, slot.score = peer, score
         self._stale = True
@@ -124,12 +124,21 @@ class Prober:
         if len(self._places) > PLACES_MAX:
             del self._places[next(iter(self._places))]
 
-    def _score(self, slot: int, draw: int, peer: bytes) -> bytes:
-        key = self._own + slot.to_bytes(1, "big") + draw.to_bytes(8, "big")
-        return blake2s(peer, digest_size=8, key=key, person=b"probe").digest()
+    def _scorer(self, slot: int, draw: int) -> Callable[[bytes], bytes]:
+        keyed = blake2s(
+            self._own + slot.to_bytes(1, "big") + draw.to_bytes(8, "big"), digest_size=8, person=b"probe"
+        )
+
+        def score(peer: bytes) -> bytes:
+            state = keyed.copy()
+            state.update(peer)
+            return state.digest()
+
+        return score
 
     def _draw(self, number: int, draw: int) -> None:
-        scored = ((self._score(number, draw, peer), peer) for peer in self._members)
+        score_of = self._scorer(number, draw)
+        scored = ((score_of(peer), peer) for peer in self._members)
         score, winner = min(scored, default=(b"", None))
         self._slots[number] = _Slot(draw, score, winner)
 

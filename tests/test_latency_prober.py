@@ -12,7 +12,7 @@ from crossedge.latency.prober import (
     CHOSEN,
     FIRST_MAX,
     IN_FLIGHT,
-    INTERVAL_MAX,
+    INTERVAL_CHOSEN,
     INTERVAL_MIN,
     NEAR,
     RETRY,
@@ -120,8 +120,8 @@ def test_nearest_members_by_coordinates_are_measured_too() -> None:
 def test_interval_grows_with_the_pairs_and_then_no_more() -> None:
     assert prober(3).interval == INTERVAL_MIN
     assert prober(20).interval == 200.0
-    assert prober(ALL_PAIRS).interval <= INTERVAL_MAX
-    assert prober(1000).interval == prober(5000).interval == 320.0
+    assert prober(ALL_PAIRS).interval == 630.0
+    assert prober(1000).interval == prober(5000).interval == INTERVAL_CHOSEN
 
 
 def test_failures_make_a_pair_unreachable_after_a_second_try_and_it_is_tried_on() -> None:

@@ -142,7 +142,12 @@ TABLE: dict[str, list[float]] = {
     "pauses": [*punch.PAUSES, punch.FOLLOWER_EXTRA],
     "Pings after the first receive": [*punch.HEARD],
     "members of which all are measured; else drawn, nearest": [prober.ALL_PAIRS, prober.CHOSEN, prober.NEAR],
-    "measuring interval": [prober.INTERVAL_PER_PAIR, prober.INTERVAL_MIN, prober.INTERVAL_MAX],
+    "measuring interval": [
+        prober.INTERVAL_PER_PAIR,
+        prober.INTERVAL_MIN,
+        prober.ALL_PAIRS + 1,
+        prober.INTERVAL_CHOSEN,
+    ],
     "measurements at a time": [prober.IN_FLIGHT],
     "burst": [measuring.BURST, measuring.DIRECT_TIME, measuring.ANSWER_TIME, measuring.LINGER],
     "report, *wire*": [
