@@ -161,7 +161,7 @@ def peers(path: Path | None, as_json: bool) -> None:
 def latency(path: Path | None, as_json: bool) -> None:
     """Show what this node measured of each pair: directly or through a relay, how far, how sure, how old.
 
-    The least RTT is that of the last ten minutes: the distance. An unreachable peer has no number.
+    The least RTT is that of the last quarter of an hour: the distance. An unreachable peer has no number.
     """
     answer = ask_one(_socket(path), "latency")
     if as_json:

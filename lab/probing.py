@@ -6,6 +6,7 @@ number of bytes at each end, which whole nodes in the in-memory internet were se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2s
@@ -13,7 +14,7 @@ from heapq import heappop, heappush, nsmallest
 from typing import Final
 
 from crossedge.lab.chance import Chance
-from crossedge.latency.coordinates import Vivaldi, distance
+from crossedge.latency.coordinates import Vivaldi
 from crossedge.latency.prober import Prober
 from crossedge.latency.report import Coordinates
 
@@ -122,7 +123,7 @@ class ProbingSim:
             node.places[there] = place
             node.prober.hear(self.ids[there], place)
             far = self.nodes[there].places
-            for near in nsmallest(TOLD, far, key=lambda known: distance(place, far[known])):  # used at once
+            for near in nsmallest(TOLD, far, key=lambda known: math.dist(place.point, far[known].point)):
                 if near != here and near not in node.places:
                     node.prober.hear(self.ids[near], far[near])
 

@@ -11,13 +11,13 @@ The interval grows with the number of pairs that a node takes part in, so the by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2s
 from heapq import heapify, heappop, heappush, nsmallest
 from typing import Final
 
-from crossedge.latency.coordinates import distance
 from crossedge.latency.report import Coordinates
 
 ALL_PAIRS: Final = 63  # other members up to which every pair is measured
@@ -28,7 +28,7 @@ IN_FLIGHT: Final = 32  # bursts at a time
 PACE: Final = 0.2  # seconds between the starts of two bursts
 INTERVAL_PER_PAIR: Final = 10.0  # seconds, times the pairs of a node: what keeps the cost under its bound
 INTERVAL_MIN: Final = 60.0
-INTERVAL_CHOSEN: Final = 480.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
+INTERVAL_CHOSEN: Final = 600.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
 JITTER: Final = 0.2  # the part of an interval that is random
 FIRST_WITHIN: Final = 1.0  # seconds, times the targets: when a pair that is new is measured
 FIRST_MAX: Final = 60.0
@@ -36,7 +36,8 @@ TRIES: Final = 2  # failures in a row that make a pair unreachable
 RETRY: Final = (15.0, 30.0)  # seconds after a first failure
 PLACES_MAX: Final = 256  # members whose place is remembered
 UNDRAWN: Final = -1
-NEAR_AGAIN: Final = 60.0  # seconds between choices of the nearest
+NEAR_AGAIN: Final = 600.0  # seconds between choices of the nearest
+NEARER: Final = 0.7  # of the distance of one that is measured already, at which another takes its place
 
 
 @dataclass(slots=True)
@@ -124,6 +125,10 @@ class Prober:
         if len(self._places) > PLACES_MAX:
             del self._places[next(iter(self._places))]
 
+    def _from(self, here: Coordinates, peer: bytes) -> float:
+        """Return how far a member is, heights apart: else all would choose the few with the best access."""
+        return math.dist(here.point, self._places[peer].point) * (NEARER if peer in self._near else 1.0)
+
     def _scorer(self, slot: int, draw: int) -> Callable[[bytes], bytes]:
         keyed = blake2s(
             self._own + slot.to_bytes(1, "big") + draw.to_bytes(8, "big"), digest_size=8, person=b"probe"
@@ -151,8 +156,8 @@ class Prober:
                 self._stale = True
         if now - self._near_at >= NEAR_AGAIN:
             self._near_at = now
-            near = nsmallest(NEAR, self._places, key=lambda peer: distance(here, self._places[peer]))
-            self._stale |= near != self._near
+            near = nsmallest(NEAR, self._places, key=lambda peer: self._from(here, peer))
+            self._stale |= set(near) != set(self._near)
             self._near = near
         if self._stale:
             self._stale = False

@@ -7,7 +7,7 @@ from typing import Final
 from crossedge.latency.estimator import LOSS_MINIMUM, Estimator
 from crossedge.latency.report import AGE_MAX, RTT_MAX, Pair, PairState
 
-WINDOW: Final = 600.0  # seconds of which the minimum is reported: more than one round in most meshes
+WINDOW: Final = 900.0  # seconds of which the minimum is reported: more than one round of probing
 DIRECT_RECENTLY: Final = 5.0  # seconds for which a direct path counts beside a relay that answered later
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from crossedge.latency.coordinates import Vivaldi, distance
+from crossedge.latency.coordinates import Vivaldi
 from crossedge.latency.prober import Prober
 from crossedge.latency.readings import Reading
 from crossedge.latency.report import MAX_PAIRS, Coordinates, Pair, PairState
@@ -101,7 +102,7 @@ class LatencyPlane:
             return
         self._told[peer.node_id] = now
         here = self.vivaldi.place
-        near = sorted(self._places.items(), key=lambda item: distance(here, item[1]))
+        near = sorted(self._places.items(), key=lambda item: math.dist(here.point, item[1].point))
         others = tuple((node, place) for node, place in near if node != peer.node_id)[:TOLD]
         peer.talk.say(Place(here, others).encode(), now)
 

@@ -15,6 +15,7 @@ from crossedge.latency.prober import (
     INTERVAL_CHOSEN,
     INTERVAL_MIN,
     NEAR,
+    NEAR_AGAIN,
     RETRY,
     ROTATION,
     Prober,
@@ -112,7 +113,7 @@ def test_nearest_members_by_coordinates_are_measured_too() -> None:
     for number, peer in enumerate(near):
         made.hear(peer, at(1.0 + number))
     made.hear((5000).to_bytes(16, "big"), at(0.0))  # nobody of ours
-    made.refresh(HERE, 61.0)
+    made.refresh(HERE, NEAR_AGAIN + 1)
     assert set(near[:NEAR]) <= made.targets
     assert len(made.targets) <= CHOSEN + NEAR
 
