@@ -91,7 +91,7 @@ class Mesh:
 
         self._control_deadline: float | None = None
         self._control = ControlPlane(settings, self, clock, numbers, random, now)
-        self.latency = LatencyPlane(settings.certificate.node_id, self.members, random, lambda: self._now)
+        self.latency = LatencyPlane(settings.certificate.node_id, self.members, random, self._last_now)
         self.services = PeerServices(
             settings,
             self.device,
@@ -340,7 +340,10 @@ class Mesh:
         `clock` tells `now` at that very moment, for what says when it left; None: the last `now` will do.
         """
         self._pump()
-        return self._control.poll_transmit(self._now if clock is None else clock())
+        return self._control.poll_transmit(self._last_now if clock is None else clock)
+
+    def _last_now(self) -> float:
+        return self._now
 
     def poll_event(self) -> MeshEvent | None:
         """Return the next event, or None."""

@@ -26,7 +26,7 @@ from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.stunclient import StunObservers
-from crossedge.meshd.transmit import Late, Transmit
+from crossedge.meshd.transmit import Late, Make, Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
@@ -483,20 +483,20 @@ class ControlPlane:
             return
         self._transmits.append(Transmit(destination, datagram, ttl, local))
 
-    def transmit_late(self, destination: Endpoint, make: Callable[[float], bytes | None]) -> None:
+    def transmit_late(self, destination: Endpoint, make: Make) -> None:
         """Queue a datagram that is made when it leaves."""
         if len(self._transmits) >= TRANSMITS_MAX:
             self.dropped["transmit-queue"] += 1
             return
         self._transmits.append(Late(destination, make))
 
-    def poll_transmit(self, now: float) -> Transmit | None:
-        """Return the next datagram to send; it leaves at `now`."""
+    def poll_transmit(self, clock: Callable[[], float]) -> Transmit | None:
+        """Return the next datagram to send; it leaves at what `clock` says."""
         while self._transmits:
             first = self._transmits.popleft()
             if isinstance(first, Transmit):
                 return first
-            datagram = first.make(now)
+            datagram = first.make(clock)
             if datagram is not None:
                 return Transmit(first.destination, datagram)
             self.dropped["late-transmit"] += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from crossedge.meshd.events import MeshEvent
@@ -12,6 +11,7 @@ from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Place
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.session import Session
+from crossedge.meshd.transmit import Make
 from crossedge.wire.endpoint import Endpoint, UdpEndpoint
 
 if TYPE_CHECKING:
@@ -22,11 +22,13 @@ class Port(Protocol):
     """What a peer needs of the mesh it belongs to."""
 
     dropped: Counter[str]
+    seal_time: float
+    """Seconds from the moment that a probe names as its departure to when it is sealed, at the least."""
 
     def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
         """Transmit a datagram."""
 
-    def send_late(self, endpoint: Endpoint, make: Callable[[float], bytes | None]) -> None:
+    def send_late(self, endpoint: Endpoint, make: Make) -> None:
         """Transmit a datagram that is made when it leaves: it says when that was."""
 
     def spend(self, peer: MeshPeer, endpoint: UdpEndpoint, now: float) -> bool:

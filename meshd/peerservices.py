@@ -23,6 +23,7 @@ from crossedge.meshd.punch import Shot
 from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
+from crossedge.meshd.transmit import Make
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint, refused_candidate
 from crossedge.wire.limits import ENVELOPE_OVERHEAD
 
@@ -46,6 +47,7 @@ class PeerServices:
         now: float,
     ) -> None:
         """`control` returns `plane` for a change of it; `touch` has a peer pumped soon."""
+        self.seal_time = 0.0
         self._latency = latency
         self.dropped = dropped
         self.budget = Budget(now)
@@ -66,7 +68,7 @@ class PeerServices:
         """Queue a datagram."""
         self._plane.transmit(endpoint, datagram, ttl)
 
-    def send_late(self, endpoint: Endpoint, make: Callable[[float], bytes | None]) -> None:
+    def send_late(self, endpoint: Endpoint, make: Make) -> None:
         """Queue a datagram that is made when it leaves."""
         self._plane.transmit_late(endpoint, make)
 

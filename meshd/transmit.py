@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from crossedge.wire.endpoint import Endpoint
 
+Make = Callable[[Callable[[], float]], bytes | None]
+
 
 class Transmit(NamedTuple):
     """A datagram on its way out."""
@@ -23,5 +25,5 @@ class Late(NamedTuple):
     """A datagram that says when it leaves, so that it is made at that moment."""
 
     destination: Endpoint
-    make: Callable[[float], bytes | None]
-    """Returns the datagram for `now`, None where nothing can be sent any more."""
+    make: Make
+    """Returns the datagram, None where nothing can be sent any more; it is given the clock of `now`."""
