@@ -58,6 +58,10 @@ bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
 exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py --exact 600 $(ARGS)
 
+.PHONY: bench-latency
+bench-latency: $(STAMP) ## Measure what probing costs and what it is good for (minutes)
+	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python benchmarks/latency.py $(ARGS)
+
 .PHONY: bench-cni
 bench-cni: $(STAMP) ## Measure ADD and DEL beside bridge + host-local, into build/bench/cni.json
 	@bash .ci/tools required /usr/lib/cni/bridge:containernetworking-plugins

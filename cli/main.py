@@ -18,6 +18,7 @@ COMMANDS = {
         "Say whether this node is well, and what is wrong if it is not.",
     ),
     "peers": ("crossedge.cli.status:peers", "List the peers: path, round-trip time, loss, traffic."),
+    "latency": ("crossedge.cli.status:latency", "Show the measured latency to every peer."),
     "ping": ("crossedge.cli.status:ping", "Probe a peer through its encrypted path."),
     "netcheck": ("crossedge.cli.status:netcheck", "Say what kind of NAT this node is behind."),
     "routes": ("crossedge.cli.status:routes", "List the prefixes that go through the mesh."),

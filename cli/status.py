@@ -92,6 +92,8 @@ def _show_status(answer: dict[str, Any]) -> None:
         "candidates": ", ".join(f"{each['endpoint']} ({each['kind']})" for each in answer["candidates"])
         or "-",
         "peers": f"{peers['known']} known, {peers['direct']} direct, {peers['relay']} relayed",
+        "latency": f"{answer['latency']['measured']} pairs measured, "
+        f"{answer['latency']['unreachable']} unreachable",
         "offloads": f"UDP: {offloads}; TUN: {' '.join(answer['offloads']['tun']) or 'none'}",
     }
     width = max(map(len, facts))
@@ -134,6 +136,7 @@ def peers(path: Path | None, as_json: bool) -> None:
         | {
             "traffic": f"{_size(row['sent_bytes'])} / {_size(row['received_bytes'])}",
             "heard": _span(row["heard_s_ago"]),
+            "age": _span(row["measured_s_ago"]),
         }
         for row in rows
     ]
@@ -143,12 +146,45 @@ def peers(path: Path | None, as_json: bool) -> None:
         "path": "PATH",
         "endpoint": "ENDPOINT",
         "rtt_ms": "RTT MS",
+        "jitter_ms": "JITTER MS",
         "loss_percent": "LOSS %",
+        "age": "AGE",
         "datagram_bytes": "DATAGRAM",
         "traffic": "SENT / RECEIVED",
         "heard": "HEARD AGO",
     }
     echo_rows(shown, columns, as_json=False, none="no peers are known")
+
+
+@click.command()
+@daemon_options
+def latency(path: Path | None, as_json: bool) -> None:
+    """Show what this node measured of each pair: directly or through a relay, how far, how sure, how old.
+
+    The least RTT is that of the last quarter of an hour: the distance. An unreachable peer has no number.
+    """
+    answer = ask_one(_socket(path), "latency")
+    if as_json:
+        echo_json(answer)
+        return
+    columns = {
+        "name": "PEER",
+        "state": "STATE",
+        "rtt_min_ms": "LEAST RTT MS",
+        "rtt_ms": "RTT MS",
+        "jitter_ms": "JITTER MS",
+        "loss_percent": "LOSS %",
+        "age": "AGE",
+    }
+    rows = [row | {"age": _span(row["age_s"])} for row in answer["pairs"]]
+    echo_rows(rows, columns, as_json=False, none="no peers are known")
+    for report in answer["reports"]:
+        accepted = report["accepted_s_ago"]
+        told = "never" if accepted is None else f"{_span(accepted)} ago"
+        click.echo(
+            f"\n{report['url']}: took a report {told}"
+            + (f"; {report['problem']}" if report["problem"] else "")
+        )
 
 
 @click.command()

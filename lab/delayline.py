@@ -6,7 +6,7 @@ has come.
 Time counts from the kernel's receive stamp, so that a busy processor does not lengthen the wire.
 
 The parent writes one JSON object per line to stdin and reads answers from stdout; the end of stdin ends the
-process:  {"wires": [...], "namespace": fd}  {"set": NAME, ...}  {"stats": true}
+process:  {"wires": [...], "namespace": fd}  {"set": NAME, ...}  {"stats": true}  {"trace": NAME}
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +111,9 @@ class Direction:
         self.dropped: Counter[str] = Counter()
         self.late: deque[int] = deque(maxlen=LATE_SAMPLES)
         """By how much each of the last frames left after its time, in nanoseconds."""
-        self.residence: deque[int] = deque(maxlen=LATE_SAMPLES)
-        """How long each of the last frames was here, from the kernel's stamp to its write, in nanoseconds."""
+        self.residence: deque[tuple[int, int, int]] = deque(maxlen=LATE_SAMPLES)
+        """Of each of the last frames: the kernel's stamp, its bytes, and how long it was here, from the stamp
+        to the end of its write; times in nanoseconds."""
 
     def admit(self, frame: bytes, stamp: int) -> None:
         """Drop a frame, or parts of it, or hold it until its time."""
@@ -165,7 +167,7 @@ class Direction:
             self.held -= len(frame)
             self.write(frame, self.sender)
             self.late.append(now - due)
-            self.residence.append(now - stamp)
+            self.residence.append((stamp, len(frame) - VNET_SIZE, time.time_ns() - stamp))
 
     def write(self, frame: bytes, sender: socket.socket) -> None:
         """Write one frame; what the kernel refuses is counted."""
@@ -183,11 +185,11 @@ class Direction:
             "dropped": {name: number for name, number in self.dropped.items() if number},
             "held": len(self.queue),
             "late_us": quantiles(self.late),
-            "residence_us": quantiles(self.residence),
+            "residence_us": quantiles(here for _, _, here in self.residence),
         }
 
 
-def quantiles(nanoseconds: deque[int]) -> dict[str, int | None]:
+def quantiles(nanoseconds: Iterable[int]) -> dict[str, int | None]:
     """Return median, 99th percentile and maximum in microseconds; None where there is nothing."""
     ordered = sorted(nanoseconds)
     if not ordered:
@@ -282,6 +284,9 @@ class DelayLine:
                 return {"error": f"no wire {order['set']!r}"}
             self.set(order["set"], Treatment.of(order.get("conditions", {})), order.get("way", "both"))
             return {"ok": True}
+        if "trace" in order:
+            pair = self.directions[order["trace"]]
+            return {"ok": True, "a": list(pair[0].residence), "b": list(pair[1].residence)}
         if "stats" in order:
             return {"ok": True, "wires": self.stats()}
         return {"error": "not understood"}

@@ -159,6 +159,17 @@ class Network:
             raise LookupError(f"no modelled router in lab {self.topology.name}")
         self._natbox.ask({"reboot": router})
 
+    def trace(self, wire: str) -> dict[str, list[tuple[int, int, int]]]:
+        """Return the last frames that left a wire, by the end ("a" or "b") that they came in at.
+
+        Of each its Unix time of arrival in nanoseconds, its bytes, and for how many nanoseconds the wire
+        really had it.
+        """
+        if self._delayline is None or wire not in self.wires:
+            raise LookupError(f"no wire {wire!r} in lab {self.topology.name}")
+        answer = self._delayline.ask({"trace": wire})
+        return {end: [(at, size, here) for at, size, here in answer[end]] for end in "ab"}
+
     def processes(self) -> set[int]:
         """Return the ids of the processes that the lab runs itself."""
         return {w.process.pid for w in (self._delayline, self._natbox) if w is not None}

@@ -42,6 +42,7 @@ class Estimator:
         "_buckets",
         "_outcomes",
         "_total",
+        "answers",
         "deviation",
         "latest",
         "smoothed",
@@ -51,9 +52,15 @@ class Estimator:
     def __init__(self, window: float = 60.0) -> None:
         """Take the span of the minimum in seconds."""
         self._bucket_span = window / BUCKETS
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything."""
         self._buckets: list[tuple[int, float]] = []
         self._outcomes = 0
         self._total = 0
+        self.answers = 0
+        """How many probes were answered in all."""
         self.latest: float | None = None
         self.smoothed: float | None = None
         self.deviation = 0.0
@@ -69,6 +76,7 @@ class Estimator:
             self.smoothed += GAIN * (rtt - self.smoothed)
         self.latest = rtt
         self.updated = now
+        self.answers += 1
         self._outcome(lost=False)
         number = int(now // self._bucket_span)
         buckets = [item for item in self._buckets if number - item[0] < BUCKETS]

@@ -62,6 +62,7 @@ ERROR_MAX: Final = 1.5
 
 _PAIR = struct.Struct(">16sBBHIIII")
 _COORDINATES = struct.Struct(">10f")
+COORDINATES_SIZE: Final = _COORDINATES.size
 _MICRO = 1_000_000
 _LOSS_UNIT = 10_000
 _LOSS_UNKNOWN = 0xFFFF
@@ -174,15 +175,14 @@ def _unpack_pair(
     )
 
 
-def _pack_coordinates(coordinates: Coordinates | None) -> bytes:
-    if coordinates is None:
-        return b""
-    return _COORDINATES.pack(*coordinates.point, coordinates.height, coordinates.error)
+def pack_coordinates(coordinates: Coordinates) -> bytes:
+    """Return the 40 bytes of coordinates; what is out of bounds is brought to them."""
+    point = (max(-COORDINATE_MAX, min(COORDINATE_MAX, at)) for at in coordinates.point)
+    return _COORDINATES.pack(*point, min(coordinates.height, COORDINATE_MAX), coordinates.error)
 
 
-def _unpack_coordinates(packed: object) -> Coordinates | None:
-    if packed == b"":
-        return None
+def unpack_coordinates(packed: object) -> Coordinates:
+    """Return the coordinates in 40 untrusted bytes; raises only `WireError`."""
     if type(packed) is not bytes or len(packed) != _COORDINATES.size:
         raise WireError("malformed", "coordinates")
     *point, height, error = _COORDINATES.unpack(packed)
@@ -218,9 +218,9 @@ class Report(Signed):
     interval: Annotated[Annotated[int, Field(ge=1, le=3600)], Key("w")] = 15
     """Seconds after which the next one is meant to come."""
     pairs: Annotated[tuple[InstanceOf[Pair], ...], Key("p", pack_pairs, unpack_pairs)] = ()
-    coordinates: Annotated[
-        InstanceOf[Coordinates] | None, Key("v", _pack_coordinates, _unpack_coordinates)
-    ] = None
+    coordinates: Annotated[InstanceOf[Coordinates] | None, Key("v", pack_coordinates, unpack_coordinates)] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Report:

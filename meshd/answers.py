@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from crossedge.meshd.engine import Engine
 from crossedge.meshd.events import PingResult
 from crossedge.meshd.hoststate import HostState
 from crossedge.meshd.identity import Identity
+from crossedge.meshd.reporter import Reporter
 
 PING_COUNT_MAX: Final = 1000
 PING_INTERVAL_MIN: Final = 0.01  # seconds
@@ -33,8 +34,10 @@ class Answers:
         check_nat: Callable[[], None],
         identity: Identity,
         pods: Callable[[], dict[str, Any]],
+        reporters: Sequence[Reporter] = (),
     ) -> None:
         """`check_nat` begins a network check unless one is running; `pods` says how the plugin is served."""
+        self._reporters = reporters
         self._engine = engine
         self._host = host
         self._check_nat = check_nat
@@ -51,6 +54,7 @@ class Answers:
             "ping": self.ping,
             "netcheck": self.netcheck,
             "routes": self.routes,
+            "latency": self.latency,
         }
 
     async def status(self, _: Mapping[str, Any]) -> Answer:
@@ -60,6 +64,14 @@ class Answers:
         host, pods = self._host.report(), self._pods()
         report = engine.mesh.status(now)
         problems = [each for part in (report, host, pods) for each in part.pop("problems", ())]
+        problems += [
+            {
+                "what": f"{reporter.url} does not take this node's reports: {reporter.status()['problem']}",
+                "fix": "see that the scheduler runs and is in reach, or correct [reports] in meshd.toml",
+            }
+            for reporter in self._reporters
+            if reporter.overdue
+        ]
         yield {
             "version": version("crossedge"),
             **report,
@@ -67,6 +79,7 @@ class Answers:
             "host": host,
             "pods": pods,
             "traffic": engine.plane.counters(),
+            "reports": [reporter.status() for reporter in self._reporters],
             "dropped": dict(sorted(engine.all_dropped().items())),
             "problems": problems,
         }
@@ -74,6 +87,23 @@ class Answers:
     async def peers(self, _: Mapping[str, Any]) -> Answer:
         """One answer: every peer."""
         yield {"peers": self._engine.mesh.peers(boottime())}
+
+    async def latency(self, _: Mapping[str, Any]) -> Answer:
+        """One answer: what was measured of every pair, and where this node sees itself."""
+        now = boottime()
+        latency = self._engine.mesh.latency
+        place = latency.vivaldi.place
+        yield {
+            "pairs": latency.rows(now),
+            "coordinates": {
+                "point_ms": [round(at, 3) for at in place.point],
+                "height_ms": round(place.height, 3),
+                "error": round(place.error, 3),
+                "samples": latency.vivaldi.samples,
+            },
+            "interval_s": round(latency.prober.interval, 1),
+            "reports": [reporter.status() for reporter in self._reporters],
+        }
 
     async def routes(self, _: Mapping[str, Any]) -> Answer:
         """One answer: every prefix that goes through the mesh."""

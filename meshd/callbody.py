@@ -21,6 +21,8 @@ def call_body(
     observed_by: Sequence[tuple[bytes, UdpEndpoint]],
     rtt: float,
     initiation: bytes,
+    *,
+    measure: bool = False,
 ) -> CallBody:
     """Return the largest body that a call can carry; candidates that do not fit are left out, last first."""
     number = seq()
@@ -32,6 +34,7 @@ def call_body(
             observed_by=tuple(observed_by),
             rtt=min(max(rtt, 0.0), RTT_MAX),
             initiation=initiation,
+            measure=measure,
         )
         if len(encode(body)) <= BODY_MAX:
             break

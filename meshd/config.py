@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
+from crossedge.meshd.scheduler import Target
 from crossedge.wire.settings import Settings
 
 
@@ -125,6 +126,30 @@ class Pods(Settings):
     """Seconds without reaching any peer after which the CNI plugin's STATUS says so (code 51)."""
 
 
+def _scheduler(value: str) -> str:
+    Target.parse(value)
+    return value
+
+
+SchedulerUrl = Annotated[str, AfterValidator(_scheduler)]
+
+
+class Latency(Settings):
+    """What is measured of pairs without traffic."""
+
+    probe: bool = True
+    """Measure them, within the bounds of docs/latency.md; pairs with traffic are measured in any case."""
+
+
+class Reports(Settings):
+    """Who is told what was measured."""
+
+    url: tuple[SchedulerUrl, ...] = Field(default=(), max_length=4)
+    """Schedulers, as http://host:8478; none: nobody is told."""
+    interval: int = Field(default=15, ge=1, le=3600)
+    """Seconds between reports."""
+
+
 def _distinct(peers: tuple[StaticPeer, ...]) -> tuple[StaticPeer, ...]:
     if len({peer.name for peer in peers}) < len(peers):
         raise ValueError("another name for each static peer")
@@ -152,6 +177,8 @@ class MeshdConfig(Settings):
     advertise: tuple[HostPort, ...] = ()
     """Public addresses that are forwarded to this node by hand."""
     inbound: tuple[Inbound, ...] = ()
+    latency: Latency = Latency()
+    reports: Reports = Reports()
     static_peer: Annotated[tuple[StaticPeer, ...], AfterValidator(_distinct)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged to stderr."""

@@ -53,6 +53,7 @@ from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.netcheck import EXTRA_SOCKETS
 from crossedge.meshd.netwatch import Found, NetworkWatch
+from crossedge.meshd.reporter import Reporter, Source
 from crossedge.meshd.resolve import FAMILIES, keep_resolved, resolve, split
 from crossedge.meshd.sequence import Sequence
 from crossedge.meshd.settings import MeshSettings
@@ -211,9 +212,17 @@ class Daemon:
             if peer.endpoint is not None:
                 tell = partial(self._static_found, peer.name)
                 self._spawn(keep_resolved(*split(peer.endpoint), self._families, tell))
+        self._start_reports(mesh_settings=settings)
         self._spawn(self._keep_clock())
         self._spawn(self._keep_persisting())
-        self._answers = Answers(self._engine, self._host, self.check_nat, self._identity, self._pods.report)
+        self._answers = Answers(
+            self._engine,
+            self._host,
+            self.check_nat,
+            self._identity,
+            self._pods.report,
+            tuple(self._reporters),
+        )
         control = ControlServer(self._answers.handlers())
         path = self._run / SOCKET_NAME
         try:
@@ -225,6 +234,24 @@ class Daemon:
         stack.push_async_callback(control.stop)
         stack.callback(self._pods.stop)
         self._pods.start(loop)
+
+    def _start_reports(self, mesh_settings: MeshSettings) -> None:
+        """Tell the schedulers what is measured, from now on."""
+        latency, reports = self._mesh.latency, self._config.reports
+        source = Source(
+            mesh_settings.certificate,
+            mesh_settings.signing_key,
+            number=lambda: self._numbers.next(boottime()),
+            unix=lambda: self._clock.issuing(boottime()),
+            pairs=lambda: latency.pairs(boottime()),
+            place=lambda: latency.vivaldi.place if latency.vivaldi.samples else None,
+        )
+        epoch = os.urandom(8)
+        self._reporters = [
+            Reporter(url, source, epoch, reports.interval, self._families) for url in reports.url
+        ]
+        for reporter in self._reporters:
+            self._spawn(reporter.run())
 
     async def _settings(self, tun: Tun) -> MeshSettings:
         config, bundle = self._config, self._identity.bundle
@@ -255,6 +282,7 @@ class Daemon:
             gso=Offloads.named(tun.offloads).gso,
             underlay_mtu=self._underlay_mtu(),
             unreachable_after=config.pods.unreachable_after,
+            measure=config.latency.probe,
         )
 
     async def _resolved(self, key: str, texts: tuple[str, ...]) -> tuple[UdpEndpoint, ...]:

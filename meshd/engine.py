@@ -246,14 +246,14 @@ class Engine:
                 if isinstance(event, RoutesChanged):
                     self.plane.claim(boottime())
                 self._on_event(event)
-            if (item := mesh.poll_transmit()) is None:
+            if (item := mesh.poll_transmit(boottime)) is None:
                 break
             while item is not None:
                 if not item.local:
                     self.udp.send(item.datagram, item.destination, item.ttl)
                 elif item.local <= len(self._extra) and isinstance(item.destination, UdpEndpoint):
                     self._send_extra(self._extra[item.local - 1], item.datagram, item.destination)
-                item = mesh.poll_transmit()
+                item = mesh.poll_transmit(boottime)
         if self._extra and not mesh.netcheck_running:
             self._close_extra()
 

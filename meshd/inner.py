@@ -39,7 +39,12 @@ are big-endian. Each message starts with
         | record | certif.| record    | certificate
         +--------+--------+--- ... ---+--- ... ---+
         lengths u16: the sender's newest signed record, and its certificate or nothing
-    5 is kept for latency reports
+    5 Place      number: how many neighbours follow
+        8                          48                         64                         104
+        +----- ... ----------------+----- ... ----------------+----- ... ----------------+---- ...
+        | own coordinates          | node id of a neighbour   | its coordinates          | the next one
+        +----- ... ----------------+----- ... ----------------+----- ... ----------------+---- ...
+        coordinates as in a latency report (40 bytes); the neighbours are the nearest that the sender knows
     6 BlocklistAsk    number: the offset of the part
         8                          16
         +--------------------------+
@@ -62,11 +67,12 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
+from crossedge.latency.report import COORDINATES_SIZE, Coordinates, pack_coordinates, unpack_coordinates
 from crossedge.meshd.constants import TRANSPORT_OVERHEAD
 from crossedge.wire.errors import WireError
 
 VERSION: Final = 1
-HELLO, PROBE, PROBE_REPLY, STATEMENT = 1, 2, 3, 4
+HELLO, PROBE, PROBE_REPLY, STATEMENT, PLACE = 1, 2, 3, 4, 5
 BLOCKLIST_ASK, BLOCKLIST_PART, BYE = 6, 7, 8
 FLAG: Final = 1  # a Hello's "heard", a probe's "answer in full"
 FLAG_ANSWER: Final = 2  # of a Hello
@@ -79,6 +85,9 @@ _REPLY = struct.Struct(">QQQH")
 _STATEMENT = struct.Struct(">HH")
 _BLOCKLIST_ASK = struct.Struct(">Q")
 _BLOCKLIST_PART = struct.Struct(">QI")
+NODE_ID: Final = 16
+NEIGHBOURS_MAX: Final = 8
+_NEIGHBOUR = NODE_ID + COORDINATES_SIZE
 _NANO = 1_000_000_000
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -167,6 +176,21 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the sender sees itself, and a few of its nearest."""
+
+    own: Coordinates
+    neighbours: tuple[tuple[bytes, Coordinates], ...] = ()
+    """(node id, coordinates), at most 8."""
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        body = pack_coordinates(self.own)
+        body += b"".join(node + pack_coordinates(place) for node, place in self.neighbours)
+        return _pack(PLACE, 0, len(self.neighbours), body)
+
+
+@dataclass(frozen=True, slots=True)
 class BlocklistAsk:
     """A question for one part of a blocklist."""
 
@@ -205,7 +229,7 @@ class Bye:
         return _pack(BYE, 0, 0, b"")
 
 
-Inner = Hello | Probe | ProbeReply | Statement | BlocklistAsk | BlocklistPart | Bye
+Inner = Hello | Probe | ProbeReply | Statement | Place | BlocklistAsk | BlocklistPart | Bye
 
 
 def _nano(seconds: float) -> int:
@@ -263,6 +287,10 @@ def decode(plaintext: bytes) -> Inner:
             raise WireError("bad-length", "statement")
         middle = start + record
         return Statement(bytes(plaintext[start:middle]), bytes(plaintext[middle:length]))
+    if kind == PLACE:
+        if number > NEIGHBOURS_MAX or body < COORDINATES_SIZE + number * _NEIGHBOUR:
+            raise WireError("bad-length", "place")
+        return _place(bytes(plaintext[_HEADER.size : length]), number)
     if kind == BLOCKLIST_ASK:
         _need(body, _BLOCKLIST_ASK)
         (serial,) = _BLOCKLIST_ASK.unpack_from(plaintext, _HEADER.size)
@@ -275,6 +303,15 @@ def decode(plaintext: bytes) -> Inner:
     if kind == BYE:
         return Bye()
     raise WireError("unknown-type", f"in-session message {kind}")
+
+
+def _place(body: bytes, count: int) -> Place:
+    own = unpack_coordinates(body[:COORDINATES_SIZE])
+    found: list[tuple[bytes, Coordinates]] = []
+    for start in range(COORDINATES_SIZE, COORDINATES_SIZE + count * _NEIGHBOUR, _NEIGHBOUR):
+        middle = start + NODE_ID
+        found.append((body[start:middle], unpack_coordinates(body[middle : middle + COORDINATES_SIZE])))
+    return Place(own, tuple(found))
 
 
 def _need(body: int, layout: struct.Struct) -> None:

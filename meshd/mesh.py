@@ -23,6 +23,7 @@ from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import MeshEvent, ReachChanged, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
+from crossedge.meshd.latencyplane import LatencyPlane
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh_control import ControlPlane
 from crossedge.meshd.noise import PrivateKey
@@ -93,6 +94,7 @@ class Mesh:
 
         self._control_deadline: float | None = None
         self._control = ControlPlane(settings, self, clock, numbers, random, now)
+        self.latency = LatencyPlane(settings.certificate.node_id, self.members, random, self._last_now)
         self.services = PeerServices(
             settings,
             self.device,
@@ -101,6 +103,7 @@ class Mesh:
             self.dropped,
             self.touch,
             self.emit,
+            self.latency,
             now,
             random,
         )
@@ -151,6 +154,7 @@ class Mesh:
         if (changed or moved) and not first:
             for peer in self.members.values():
                 peer.moved(now)
+            self.latency.moved(now)
         self._pump()
 
     def set_underlay_mtu(self, mtu: int, now: float) -> None:
@@ -317,7 +321,8 @@ class Mesh:
         self._pump()
         if self._control_deadline is None:
             self._control_deadline = self._control.next_deadline()
-        others = (self._deadlines.next(), self.services.next_deadline(), self.reach.deadline)
+        latency = self.latency.next_deadline() if self.settings.measure else None
+        others = (self._deadlines.next(), self.services.next_deadline(), self.reach.deadline, latency)
         return min([self._control_deadline, *(when for when in others if when is not None)])
 
     def handle_timeout(self, now: float) -> None:
@@ -325,6 +330,8 @@ class Mesh:
         self._now = now
         self.control.handle_timeout(now)
         self.services.handle_timeout(now)
+        if self.settings.measure:
+            self.latency.handle_timeout(now)
         for peer in self._deadlines.take(now):
             peer.handle_timeout(now)
             self._touched.pop(peer, None)
@@ -335,10 +342,16 @@ class Mesh:
                 self.emit(ReachChanged(self.reach.cut_off))
         self._pump()
 
-    def poll_transmit(self) -> Transmit | None:
-        """Return the next datagram to send, or None."""
+    def poll_transmit(self, clock: Callable[[], float] | None = None) -> Transmit | None:
+        """Return the next datagram to send, or None.
+
+        `clock` tells `now` at that very moment, for what says when it left; None: the last `now` will do.
+        """
         self._pump()
-        return self._control.poll_transmit()
+        return self._control.poll_transmit(self._last_now if clock is None else clock)
+
+    def _last_now(self) -> float:
+        return self._now
 
     def poll_event(self) -> MeshEvent | None:
         """Return the next event, or None."""
@@ -409,6 +422,7 @@ class Mesh:
         peer = MeshPeer(member, self.services, self._random, leads=leads, now=now)
         self.members[member.node_id] = peer
         self._owners[peer.link] = peer
+        self.latency.prober.add(member.node_id)
         for network in member.certificate.allowed_ips:
             self.allowed.insert(network, peer.link)
         self.reach.appeared(now)
@@ -434,6 +448,7 @@ class Mesh:
         if peer is None:
             return
         peer.close(reason)
+        self.latency.removed(member.node_id)
         self.allowed.remove_value(peer.link)
         del self._owners[peer.link]
         self._touched.pop(peer, None)
@@ -449,6 +464,7 @@ class Mesh:
         peer = self.members.get(member.node_id)
         if peer is None:
             return
+        peer.called_to_measure(now, measure=body.measure)
         if relay is not None:
             peer.learn_relay(relay, now, heard=True)
         peer.seen_at = event.observed.host

@@ -30,7 +30,7 @@ from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.stunclient import StunAnswer, StunClient, StunObservers
-from crossedge.meshd.transmit import Transmit
+from crossedge.meshd.transmit import Late, Make, Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.endpoint import (
@@ -138,7 +138,7 @@ class ControlPlane:
         self._finds = Finds(self.dropped)
         self._epochs: dict[bytes, int] = {}
         self._probed = float("-inf")
-        self._transmits: deque[Transmit] = deque()
+        self._transmits: deque[Transmit | Late] = deque()
         self._say(now)
 
     # --- Rendezvous -------------------------------------------------------------------------------------
@@ -176,10 +176,13 @@ class ControlPlane:
         initiation: bytes,
         now: float,
         fresh: Sequence[UdpEndpoint] | None = None,
+        *,
+        measure: bool = False,
     ) -> bool:
         """Call a member through every rendezvous that both know; False where none has us registered.
 
         `rtt` is that through the relay in seconds, 0 if not known; `fresh` stands for our candidates.
+        `measure`: we only measure the pair.
         """
         called = False
         servers = set(member.record.servers) & set(self.clients) or set(self.clients)
@@ -195,6 +198,7 @@ class ControlPlane:
                 self.candidates.observed_by(),
                 rtt,
                 initiation,
+                measure=measure,
             )
             sealed = self.node.seal(body, member.record.control_key)
             if sealed is not None and client.call(member.node_id, sealed, now) is not None:
@@ -558,10 +562,23 @@ class ControlPlane:
             return
         self._transmits.append(Transmit(destination, datagram, ttl, local))
 
-    def poll_transmit(self) -> Transmit | None:
-        """Return the next datagram to send."""
-        if self._transmits:
-            return self._transmits.popleft()
+    def transmit_late(self, destination: Endpoint, make: Make) -> None:
+        """Queue a datagram that is made when it leaves."""
+        if len(self._transmits) >= TRANSMITS_MAX:
+            self.dropped["transmit-queue"] += 1
+            return
+        self._transmits.append(Late(destination, make))
+
+    def poll_transmit(self, clock: Callable[[], float]) -> Transmit | None:
+        """Return the next datagram to send; it leaves at what `clock` says."""
+        while self._transmits:
+            first = self._transmits.popleft()
+            if isinstance(first, Transmit):
+                return first
+            datagram = first.make(clock)
+            if datagram is not None:
+                return Transmit(first.destination, datagram)
+            self.dropped["late-transmit"] += 1
         for client in self.clients.values():
             if (item := client.poll_transmit()) is not None:
                 return item

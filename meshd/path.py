@@ -19,7 +19,7 @@ not trusted, data goes over it and another one at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
@@ -44,6 +44,7 @@ SUSPECT_FAST: Final = 2.0  # seconds for which a suspect path is probed quickly
 SUSPECT_INTERVAL: Final = 0.25
 GIVE_UP: Final = 10.0  # seconds in doubt after which a path is lost
 PROVE_INTERVALS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between the full-size probes of a new path
+BURST_GAP: Final = 0.08  # seconds between the probes of a burst, more or less by half
 OUTSTANDING: Final = 32  # probes that may be unanswered at a time
 FIRST_COST: Final = 0.5  # seconds: what a path costs that was never measured
 RELAY_EXTRA: Final = 0.1  # seconds: a relay costs others money and has a queue
@@ -111,6 +112,7 @@ class _Sent:
     size: int
     full: bool
     rung: bool  # whether it tests a size; its loss says nothing about the path
+    burst: bool  # whether it measures a pair without traffic
     counts: bool  # whether its loss is a loss of the path: not while the path is in doubt, or tests a size
     overdue: float
     missed: bool = False
@@ -121,13 +123,17 @@ class Path:
 
     __slots__ = (
         "_beats",
+        "_burst_at",
+        "_burst_left",
         "_changed",
         "_jitter",
         "_live_since",
         "_misses",
         "_next",
         "_outstanding",
+        "_scout_due",
         "_tries",
+        "answered",
         "consented",
         "created",
         "credit",
@@ -137,9 +143,11 @@ class Path:
         "last_proof",
         "offered",
         "private",
+        "record",
         "relay",
         "role",
         "rtt",
+        "scouted",
         "search",
         "state",
     )
@@ -173,6 +181,15 @@ class Path:
         self._changed = now
         self._live_since = now
         self._outstanding: dict[int, _Sent] = {}
+        self.record: Estimator | None = None
+        """What this path measures while it carries data, or for a burst, is put down here too."""
+        self.answered: float | None = None
+        """When a small probe was answered last."""
+        self.scouted = float("-inf")
+        """When one was sent by `scout`."""
+        self._scout_due = False
+        self._burst_left = 0
+        self._burst_at = now
 
     # --- What it is -----------------------------------------------------------------------------------
 
@@ -274,6 +291,35 @@ class Path:
             self.state = new
             self._changed = now
 
+    # --- Measuring without traffic ----------------------------------------------------------------------
+
+    def scout(self, now: float) -> None:
+        """Send one small probe: does it answer, and how far is it?"""
+        self.scouted = now
+        self._scout_due = True
+
+    def burst(self, probes: int, now: float) -> None:
+        """Send so many small probes, jittered, whatever the path is kept for."""
+        self._burst_left, self._burst_at = probes, now
+
+    @property
+    def bursting(self) -> bool:
+        """Whether probes of a burst are to be sent, or may still be answered in time."""
+        waits = any(sent.burst and not sent.missed for sent in self._outstanding.values())
+        return self._burst_left > 0 or waits
+
+    def end_burst(self) -> None:
+        """Count what was not answered as lost."""
+        self._burst_left = 0
+        for number in [number for number, sent in self._outstanding.items() if sent.burst]:
+            del self._outstanding[number]
+            if self.record is not None:
+                self.record.lost()
+
+    def _records(self, sent: _Sent) -> bool:
+        used = sent.counts and self.role in (Role.LIVE, Role.IDLE)
+        return sent.size <= HEARTBEAT_SIZE and (sent.burst or used)
+
     # --- Probing --------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
@@ -281,6 +327,8 @@ class Path:
         times = [sent.overdue for sent in self._outstanding.values() if not sent.missed]
         if self._next is not None:
             times.append(self._next)
+        if self._burst_left:
+            times.append(self._burst_at)
         if self.state is State.SUSPECT:
             times.append(self._changed + GIVE_UP)
         elif self.state is State.PROVEN and self.role is Role.LIVE:
@@ -304,20 +352,30 @@ class Path:
             if self.state is State.PROVEN and self.role is not Role.OFF:
                 self._next = now if self._next is None else min(self._next, now)
         for number in gone:
-            if self._outstanding.pop(number).counts:
+            sent = self._outstanding.pop(number)
+            if sent.counts:
                 self.rtt.lost()
+            if self.record is not None and self._records(sent):
+                self.record.lost()
         if self.state is State.PROVEN:
             ended = self.role is Role.LIVE and now >= self._trust_end()
             if ended or self._misses >= MISSES:
                 self.doubt(now)
             return
-        waited = self.state is State.SUSPECT and now - self._changed >= GIVE_UP
+        waited = self.state is State.SUSPECT and now >= self._changed + GIVE_UP  # as in `deadline`
         tried = self.state is State.PROBING and self._tries > len(PROVE_INTERVALS) and self._due(now)
         if waited or tried:
             self._lose(now)
 
     def probe(self, number: int, now: float) -> Probe | None:
         """Return the probe that is to be sent now under this id, or None. Call again until it is None."""
+        if self._scout_due:
+            self._scout_due = False
+            return self._note(Probe(number, now, PROBE_MIN), now)
+        if self._burst_left and now >= self._burst_at:
+            self._burst_left -= 1
+            self._burst_at = now + BURST_GAP * (0.5 + (number & 0xFFFF) / 65536)
+            return self._note(Probe(number, now, PROBE_MIN), now, burst=True)
         if self._due(now):
             if self.state is State.PROVEN:
                 return self._heartbeat(number, now)
@@ -355,13 +413,21 @@ class Path:
             return self._note(Probe(number, now, size), now, rung=True)
         return self._note(Probe(number, now, HEARTBEAT_SIZE), now)
 
-    def _note(self, probe: Probe, now: float, *, rung: bool = False) -> Probe:
+    def _note(self, probe: Probe, now: float, *, rung: bool = False, burst: bool = False) -> Probe:
         if len(self._outstanding) >= OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
         overdue = now + max(self.rtt.timeout, OVERDUE_MIN)
         counts = self.state is State.PROVEN and not rung
-        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, counts, overdue)
+        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, burst, counts, overdue)
         return probe
+
+    def leaves(self, probe: Probe, now: float) -> Probe:
+        """Return a probe of ours as it leaves now: its time counts from here."""
+        sent = self._outstanding.get(probe.id)
+        if sent is not None:
+            sent.overdue += now - sent.at
+            sent.at = now
+        return replace(probe, sent=now)
 
     def _trust_end(self) -> float:
         return max(self.last_proof or 0.0, self._live_since) + TRUST
@@ -382,7 +448,12 @@ class Path:
             return False
         self.consented = True
         self.last_heard = now
-        self.rtt.add(round_trip(sent.at, reply.arrived, reply.answered, stamp), now)
+        rtt = round_trip(sent.at, reply.arrived, reply.answered, stamp)
+        self.rtt.add(rtt, now)
+        if sent.size <= HEARTBEAT_SIZE:
+            self.answered = now
+            if self.record is not None and self._records(sent):
+                self.record.add(rtt, now)
         self._misses = 0
         if reply.probe_size >= sent.size:
             self.search.passed(sent.size, now)

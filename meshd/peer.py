@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from crossedge.latency.readings import Reading
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import Direct, LinkReady, PathChanged, SessionChanged
 from crossedge.meshd.handshaking import NEVER, Handshaking
 from crossedge.meshd.inner import Bye, Inner, ProbeReply
 from crossedge.meshd.latertries import LaterTries
 from crossedge.meshd.link import Link
+from crossedge.meshd.measuring import Measuring
 from crossedge.meshd.natplan import Nature, Plan, nature, plan
 from crossedge.meshd.offers import Offers
 from crossedge.meshd.path import Path, State
@@ -81,8 +83,14 @@ class MeshPeer:
         self.last_heard: float | None = None
         self.proved_at: float | None = None
         """When the peer was last reached and we by it: a probe was answered, or a handshake was."""
+        self.measure_only = False
+        """Whether the session is there for a measurement alone, so far."""
+        self.measuring = Measuring(self, port)
+        self.reading: Reading | None = None
+        """What was measured of the pair; None while it never had a path."""
         self._port = port
         self._told: tuple[Endpoint, ...] = ()
+        self._accepted = False
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
         self._leads = leads
@@ -149,6 +157,7 @@ class MeshPeer:
 
     def _want(self, now: float) -> None:
         self.last_data = now
+        self._in_earnest(now)
         if self.session is None:
             self.open(now)
         elif not self.session.usable(now):
@@ -162,6 +171,37 @@ class MeshPeer:
         self.opened_at = self.handshaking.since = now
         self.session.initiate(now)
         self.recall(now)
+
+    def open_to_measure(self, now: float) -> None:
+        """Open the session, or renew its keys, for a measurement."""
+        if self.session is None:
+            self.measure_only = True
+            self.open(now)
+        else:
+            self.session.initiate(now)
+
+    def measured_enough(self, now: float) -> None:
+        """Let go of a session that nothing but a measurement wanted."""
+        if self.measure_only and self.session is not None:
+            self.talk.say(Bye().encode(), now)
+            self.close("measured")
+
+    def called_to_measure(self, now: float, *, measure: bool) -> None:
+        """Note what a call, authentic and fresh, is for; `called` follows."""
+        if not measure:
+            self._in_earnest(now)
+        elif self.session is None or (self._accepted and self.up_at is None and not self.lively(now)):
+            self.measure_only = True  # the handshake may have been faster than the call
+
+    def _in_earnest(self, now: float) -> None:
+        """Make an ordinary session of one that was there for a measurement."""
+        if not self.measure_only:
+            return
+        self.measure_only = False
+        if self.up(now):
+            self.talk.state(now)
+            self._prove_all(now)
+            self._port.touch(self)
 
     def reopen(self, last_good: UdpEndpoint | None, now: float) -> None:
         """Open the session that an earlier life of this daemon had."""
@@ -208,6 +248,7 @@ class MeshPeer:
 
     def accept(self, now: float) -> Session | None:
         """Return the session for a handshake that comes in, a new one if need be."""
+        self._accepted |= self.session is None
         self._ensure_session(now)
         return self.session
 
@@ -216,6 +257,7 @@ class MeshPeer:
         if self.session is not None:
             self.session.close()
         self.session = None
+        self.measure_only = self._accepted = False
         self.opened_at = None
         self.handshaking.since = NEVER
 
@@ -234,7 +276,9 @@ class MeshPeer:
         """Let go of keys and paths; `state` says why."""
         if self.session is None:
             return
-        told = self.up_at is not None or self.wanted_at is not None
+        told = (self.up_at is not None or self.wanted_at is not None) and not self.measure_only
+        self.measuring.stop()
+        self.measure_only = self._accepted = False
         self.session.close()
         self.session = None
         self.talk.clear()
@@ -328,7 +372,7 @@ class MeshPeer:
         if heard:
             path.heard(now)
         if self.up(now):
-            path.prove(now)
+            self._prove(path, now)
         elif not heard:
             self.handshaking.try_way(endpoint, now)
         self._port.touch(self)
@@ -342,7 +386,7 @@ class MeshPeer:
         path.credit += size
         self.punch.heard(source, now, short=path.limited)
         if self.up(now) and path.state in (State.UNPROVEN, State.LOST):
-            path.prove(now)
+            self._prove(path, now)
         self._port.touch(self)
 
     def ponged(self, endpoint: DirectEndpoint, now: float) -> None:
@@ -354,7 +398,7 @@ class MeshPeer:
         path.consented = True
         path.heard(now)
         if self.up(now):
-            path.prove(now)
+            self._prove(path, now)
             if first:
                 path.nudge(now)  # what it got before was small
         elif first:
@@ -386,7 +430,7 @@ class MeshPeer:
         path.heard(now)
         path.credit += size
         if self.up(now) and (path.state is State.UNPROVEN or (path.limited and path.state is State.LOST)):
-            path.prove(now)
+            self._prove(path, now)
             self._port.touch(self)
 
     def pays(self, endpoint: Endpoint, size: int) -> bool:
@@ -432,9 +476,18 @@ class MeshPeer:
             path = self.paths.add(endpoint, now)
             if path is None:
                 self._port.dropped["paths-full"] += 1
-        if path is not None and not isinstance(endpoint, RelayEndpoint):
-            path.offered = remote_of(endpoint) in self.offers
+        if path is not None:
+            if not isinstance(endpoint, RelayEndpoint):
+                path.offered = remote_of(endpoint) in self.offers
+            if path.record is None:
+                if self.reading is None:
+                    self.reading = Reading()
+                path.record = self.reading.relayed if path.relay else self.reading.direct
         return path
+
+    def _prove(self, path: Path, now: float) -> None:
+        if not self.measure_only:
+            path.prove(now)
 
     def _free_sockets(self) -> None:
         """Close the further sockets that neither a path nor a try that is going on uses."""
@@ -453,6 +506,7 @@ class MeshPeer:
         """Note that the data path sent a batch."""
         if not size:
             return
+        self._in_earnest(now)
         self._traffic(now)
         if self.direct_at is None and self.direct is not None:
             self.direct_at = now
@@ -466,6 +520,7 @@ class MeshPeer:
         if size:
             if self.wanted_at is None:
                 self.wanted_at = now
+            self._in_earnest(now)
             self._traffic(now)
 
     def on_rotated(self) -> None:
@@ -484,12 +539,16 @@ class MeshPeer:
         session = self.session
         if session is not None:
             session.handle_timeout(now)
-            if session.current is None and now - self._last_use() >= ACTIVE_TIME and not self._opening():
+            if session.current is None and now >= self._last_use() + ACTIVE_TIME and not self._opening():
                 self.close("failed")
-            elif now - self._last_use() >= SESSION_IDLE:
+            elif now >= self._last_use() + self._idle_time:
                 self.talk.say(Bye().encode(), now)
                 self.close("idle")
         self.pump(now)
+
+    @property
+    def _idle_time(self) -> float:
+        return ACTIVE_TIME if self.measure_only else SESSION_IDLE
 
     def _last_use(self) -> float:
         return max(self.last_data or NEVER, self.opened_at or NEVER)
@@ -515,6 +574,7 @@ class MeshPeer:
         self._session_events(session, now)
         self._choose(now)
         self.talk.pump_pings(now)
+        self.measuring.pump(now)
 
     def deadline(self, now: float) -> float | None:
         """Return when `handle_timeout` has something to do."""
@@ -531,7 +591,9 @@ class MeshPeer:
                     times.append(max((self.last_heard or now) + SILENT, self._silent_tried + SILENT_AGAIN))
                 if self.lively(now) and (self._retry or not self.up(now)):
                     times.append(max(now, self._doubt_tried + DOUBT_AGAIN))
-            times.append(self._last_use() + (SESSION_IDLE if session.current is not None else ACTIVE_TIME))
+            times.append(self._last_use() + (self._idle_time if session.current is not None else ACTIVE_TIME))
+            measuring = self.measuring.deadline()
+            times += [] if measuring is None else [measuring]
         times += self.talk.deadlines(up=self.up(now))
         return min((when for when in times if when > NEVER), default=None)
 
@@ -549,14 +611,19 @@ class MeshPeer:
     def _on_up(self, event: SessionUp, now: float) -> None:
         self.up_at = now
         self.last_heard = self.proved_at = now
-        self.talk.begin(event.keypair, now, state=True)
+        self.talk.begin(event.keypair, now, state=not self.measure_only)
+        if not self.measure_only:
+            self._prove_all(now)
+            self._port.emit(SessionChanged(self.name, "up"))
+        self.measuring.up(now)
+
+    def _prove_all(self, now: float) -> None:
         for path in self.paths:
             recently = path.last_heard is not None and now - path.last_heard < HEARD_TIME
             if path.relay or path.consented or recently:
                 if not isinstance(path.endpoint, RelayEndpoint):
                     path.offered = remote_of(path.endpoint) in self.offers
                 path.prove(now)
-        self._port.emit(SessionChanged(self.name, "up"))
 
     def _punch(self, now: float) -> None:
         self._fire(now)
@@ -624,7 +691,7 @@ class MeshPeer:
         changed = endpoints != self.link.endpoints
         if changed or (endpoints and size - self.link.overhead != self.link.datagram_size):
             self.link.set_path(endpoints, size)
-        if endpoints != self._told and (reason != IDLE or not self._told):
+        if endpoints != self._told and (reason != IDLE or not self._told) and not self.measure_only:
             self._port.emit(PathChanged(self.name, self._told, endpoints, reason))
             self._told = endpoints
         self._flush()

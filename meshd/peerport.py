@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from crossedge.meshd.events import MeshEvent
 from crossedge.meshd.hello import HelloExchange
-from crossedge.meshd.inner import BlocklistAsk, BlocklistPart
+from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Place
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.punch import Shot, Volley
 from crossedge.meshd.session import Session
+from crossedge.meshd.transmit import Make
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, UdpEndpoint
 from crossedge.wire.record import NatVerdict
 
@@ -23,9 +24,14 @@ class Port(Protocol):
     """What a peer needs of the mesh it belongs to."""
 
     dropped: Counter[str]
+    seal_time: float
+    """Seconds from the moment that a probe names as its departure to when it is sealed, at the least."""
 
     def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
         """Transmit a datagram."""
+
+    def send_late(self, endpoint: Endpoint, make: Make) -> None:
+        """Transmit a datagram that is made when it leaves: it says when that was."""
 
     def spend(self, peer: MeshPeer, endpoint: DirectEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""
@@ -97,6 +103,18 @@ class Port(Protocol):
 
     def keepalive(self, peer: MeshPeer) -> float:
         """Return how often an idle path has to be used, in seconds, for both NATs to keep their mappings."""
+
+    def measurement_due(self, peer: MeshPeer, now: float) -> bool:
+        """Tell whether the pair should be measured while its session is there."""
+
+    def measured(self, peer: MeshPeer, *, answered: bool) -> None:
+        """Take note that a measurement of the pair has ended."""
+
+    def tell_place(self, peer: MeshPeer, now: float) -> None:
+        """Tell the peer our coordinates, if it has not heard them lately."""
+
+    def place_heard(self, peer: MeshPeer, place: Place, now: float) -> None:
+        """Take the coordinates that the peer told."""
 
     def touch(self, peer: MeshPeer) -> None:
         """Pump this peer soon: something happened to it outside of a call from the mesh."""

@@ -13,8 +13,9 @@ from crossedge.meshd.device import Device
 from crossedge.meshd.events import MeshEvent, SocketsFreed
 from crossedge.meshd.furthersockets import FurtherSockets
 from crossedge.meshd.hello import HelloExchange, gso_bits
-from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Statement
+from crossedge.meshd.inner import BlocklistAsk, BlocklistPart, Place, Statement
 from crossedge.meshd.keypair import Keypair
+from crossedge.meshd.latencyplane import LatencyPlane
 from crossedge.meshd.mesh_control import ControlPlane
 from crossedge.meshd.natplan import HARD, Nature, nature
 from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT
@@ -25,6 +26,7 @@ from crossedge.meshd.punch import Shot, Volley
 from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
+from crossedge.meshd.transmit import Make
 from crossedge.wire.endpoint import (
     DirectEndpoint,
     Endpoint,
@@ -53,10 +55,13 @@ class PeerServices:
         dropped: Counter[str],
         touch: Callable[[MeshPeer | StaticPeer], None],
         emit: Callable[[MeshEvent], None],
+        latency: LatencyPlane,
         now: float,
         random: Callable[[int], bytes],
     ) -> None:
         """`control` returns `plane` for a change of it; `touch` has a peer pumped soon."""
+        self.seal_time = 0.0
+        self._latency = latency
         self.dropped = dropped
         self.budget = Budget(now)
         self.own_hosts: frozenset[str] = frozenset()
@@ -78,6 +83,10 @@ class PeerServices:
     def send(self, endpoint: Endpoint, datagram: bytes, ttl: int | None = None) -> None:
         """Queue a datagram."""
         self._plane.transmit(endpoint, datagram, ttl)
+
+    def send_late(self, endpoint: Endpoint, make: Make) -> None:
+        """Queue a datagram that is made when it leaves."""
+        self._plane.transmit_late(endpoint, make)
 
     def spend(self, peer: MeshPeer, endpoint: DirectEndpoint, now: float) -> bool:
         """Pay for a packet to an endpoint that has not agreed; False (counted) where it may not go."""
@@ -264,7 +273,8 @@ class PeerServices:
         """Call a peer through every rendezvous that both know; False where there is none in reach."""
         waiting = None if peer.session is None else peer.session.initiation
         rtt = peer.paths.relay_rtt()
-        return self._control().call(peer.member, attempt, rtt, waiting or b"", now, fresh)
+        body = waiting or b""
+        return self._control().call(peer.member, attempt, rtt, body, now, fresh, measure=peer.measure_only)
 
     def rebind(self, peer: MeshPeer, now: float) -> None:
         """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""
@@ -292,6 +302,24 @@ class PeerServices:
     def statement(self, now: float) -> bytes:
         """Return the plaintext that tells a peer our newest record."""
         return Statement(self._plane.own_record(now), self._settings.certificate.encode()).encode()
+
+    # --- Latency ----------------------------------------------------------------------------------------
+
+    def measurement_due(self, peer: MeshPeer, now: float) -> bool:
+        """Tell whether the pair should be measured while its session is there."""
+        return self._latency.due(peer, now)
+
+    def measured(self, peer: MeshPeer, *, answered: bool) -> None:
+        """Take note that a measurement of the pair has ended."""
+        self._latency.measured(peer, answered=answered)
+
+    def tell_place(self, peer: MeshPeer, now: float) -> None:
+        """Tell the peer our coordinates, if it has not heard them lately."""
+        self._latency.tell_place(peer, now)
+
+    def place_heard(self, peer: MeshPeer, place: Place, now: float) -> None:
+        """Take the coordinates that the peer told."""
+        self._latency.place_heard(peer, place, now)
 
     # --- The blocklist ----------------------------------------------------------------------------------
 

@@ -47,5 +47,7 @@ class MeshSettings:
     """The longest superframe datagram that is taken, in bytes."""
     unreachable_after: float = 60.0
     """Seconds without reaching any peer after which the node counts as cut off."""
+    measure: bool = False
+    """Whether pairs without traffic are measured."""
     underlay_mtu: int = 1500
     """MTU in bytes of the way to the internet, for stock peers."""

@@ -106,7 +106,17 @@ def status(mesh: Mesh, now: float) -> dict[str, Any]:
             "direct": sum(row["path"] == "direct" for row in rows),
             "relay": sum(row["path"] == "relay" for row in rows),
         },
+        "latency": _latency(mesh, now),
         "problems": _problems(mesh, rows, unix),
+    }
+
+
+def _latency(mesh: Mesh, now: float) -> dict[str, Any]:
+    states = [pair.state for pair in mesh.latency.pairs(now)]
+    return {
+        "measured": sum(state.measured for state in states),
+        "unreachable": sum(not state.measured for state in states),
+        "interval_s": round(mesh.latency.prober.interval, 1) if mesh.settings.measure else None,
     }
 
 
@@ -159,7 +169,8 @@ def _member(mesh: Mesh, peer: MeshPeer, now: float) -> dict[str, Any]:
         "kind": "member",
         "groups": list(certificate.groups),
         "prefixes": [str(prefix) for prefix in certificate.allowed_ips],
-        **_path(peer, path, now),
+        **_measured(mesh, peer, now),
+        **{key: value for key, value in _path(peer, path, now).items() if value is not None},
         "why_not_direct": why_not_direct(mesh, peer, now),
         "time_to_direct_ms": _ms(peer.time_to_direct),
         "superframes": peer.link.superframes,
@@ -194,7 +205,7 @@ def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
 
 
 def _path(peer: MeshPeer, path: Path | None, now: float) -> dict[str, Any]:
-    up = peer.up(now)
+    up = peer.up(now) and not peer.measure_only
     if not peer.link.endpoints or path is None or not up:
         kind = "none"
     elif path.relay:
@@ -203,14 +214,30 @@ def _path(peer: MeshPeer, path: Path | None, now: float) -> dict[str, Any]:
         # An idle pair starts over both; its direct path is still proven by keepalives.
         kind = "direct" if path.state is State.PROVEN else "both"
     return {
-        "state": "up" if up else "opening" if peer.active else "idle",
+        "state": "up" if up else "opening" if peer.active and not peer.measure_only else "idle",
         "path": kind,
         "endpoint": None if kind == "none" or path is None else str(path.endpoint),
         "rtt_ms": None if path is None else _ms(path.rtt.smoothed),
         "rtt_min_ms": None if path is None else _ms(path.rtt.minimum(now)),
+        "measured_s_ago": None if path is None or path.rtt.updated is None else _ago(path.rtt.updated, now),
         "jitter_ms": None if path is None or path.rtt.smoothed is None else _ms(path.rtt.deviation),
         "loss_percent": None if path is None else _percent(path.rtt.loss),
         "datagram_bytes": None if path is None else path.size,
+    }
+
+
+def _measured(mesh: Mesh, peer: MeshPeer, now: float) -> dict[str, Any]:
+    """Return what the last measurement said, for a pair that has no path now; None for every other value."""
+    pair = mesh.latency.pair(peer, now)
+    known = pair if pair is not None and pair.state.measured else None
+    return {
+        "endpoint": None,
+        "rtt_ms": None if known is None else _ms(known.smoothed),
+        "rtt_min_ms": None if known is None else _ms(known.minimum),
+        "jitter_ms": None if known is None else _ms(known.deviation),
+        "loss_percent": None if known is None else _percent(known.loss),
+        "measured_s_ago": None if known is None else round(known.age, 1),
+        "datagram_bytes": None,
     }
 
 
@@ -242,6 +269,7 @@ def _static(static: StaticPeer, now: float) -> dict[str, Any]:
         "rtt_min_ms": None,
         "jitter_ms": None,
         "loss_percent": None,
+        "measured_s_ago": None,
         "datagram_bytes": static.datagram_size,
         "why_not_direct": None,
         "time_to_direct_ms": None,

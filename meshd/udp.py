@@ -191,6 +191,8 @@ class UdpShell:
                 now = self._clock()
                 shift = self._offset() if stamp else 0.0
             stamp -= shift
+            if stamp > now:  # it came since the first one was read, or the clock was set
+                now = self._clock()
             if not now - OLDEST_STAMP < stamp <= now:
                 stamp = now
             source: DirectEndpoint = self._endpoint(address[:2])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Final, NamedTuple
 
+from crossedge.latency.estimator import round_trip
 from crossedge.meshd.events import PingResult
+from crossedge.meshd.inner import Probe, ProbeReply
 from crossedge.wire.endpoint import Endpoint
 
 PINGS_MAX: Final = 32
@@ -47,12 +50,19 @@ class UserPings:
         self._waiting.pop(number, None)
         self._sent[identity] = _Sent(number, endpoint, now)
 
-    def replied(self, identity: int, stamp: float) -> bool:
+    def leaves(self, probe: Probe, now: float) -> Probe:
+        """Return a probe of ours as it leaves now."""
+        sent = self._sent.get(probe.id)
+        if sent is not None:
+            self._sent[probe.id] = sent._replace(at=now)
+        return replace(probe, sent=now)
+
+    def replied(self, reply: ProbeReply, stamp: float) -> bool:
         """Take a probe's answer; True if it is one of these."""
-        sent = self._sent.pop(identity, None)
+        sent = self._sent.pop(reply.id, None)
         if sent is None:
             return False
-        rtt = max(0.0, stamp - sent.at)
+        rtt = round_trip(sent.at, reply.arrived, reply.answered, stamp)
         self.results.append(PingResult(self._name, sent.number, sent.endpoint, rtt))
         return True
 

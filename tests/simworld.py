@@ -231,6 +231,7 @@ class SimNode:
             static_peers=self.static_peers,
             stun=self.stun,
             gso=frozenset({1, 4, 5}),
+            measure=self.world.measure,
         )
         self.mesh = Mesh(
             settings, allowed, self.clock, numbers, net.chance.fork(f"{self.name} {now}").token, now
@@ -397,12 +398,14 @@ class SimWorld:
         delay: float = 0.006,
         observers: int = 0,
         six: bool = False,
+        measure: bool = False,
     ) -> None:
         """`delay` is that of each access link, one way, in seconds; `loss` the share lost on each.
 
         `observers` is how many plain STUN servers there are, which every node asks. `six`: the rendezvous
-        have IPv6 too.
+        have IPv6 too. `measure`: nodes measure pairs without traffic.
         """
+        self.measure = measure
         self.net = Internet(seed)
         self.six = six
         self.link = Conditions(delay=delay, loss=loss, hops=1)

@@ -20,6 +20,7 @@ from random import Random
 import pytest
 
 from crossedge.lab.hosts import Transmit
+from crossedge.latency.coordinates import Vivaldi
 from crossedge.meshd import inner
 from crossedge.meshd.constants import MessageType
 from crossedge.meshd.keypair import Keypair, seal_transport
@@ -184,6 +185,7 @@ def inner_messages(stage: Stage) -> dict[str, bytes]:
         "Statement": inner.Statement(record, certificate),
         "BlocklistAsk": inner.BlocklistAsk(0, 0),
         "BlocklistPart": inner.BlocklistPart(1, 100, 0, b"x" * 20),
+        "Place": inner.Place(Vivaldi(bytes).place),
         "Bye": inner.Bye(),
     }
     assert {type(message) for message in made.values()} == set(inner.Inner.__args__)
@@ -196,7 +198,7 @@ def inner_messages(stage: Stage) -> dict[str, bytes]:
 
 INNER = (
     *("Hello", "Probe, small", "Probe, full", "Probe, small, full", "Probe, short", "ProbeReply"),
-    *("Statement", "BlocklistAsk", "BlocklistPart", "Bye"),
+    *("Statement", "BlocklistAsk", "BlocklistPart", "Place", "Bye"),
 )
 MESSAGES = sorted(model.__name__ for model in m.TYPES.values())
 SESSIONS = pytest.mark.parametrize("up", [False, True], ids=["no session", "session"])

@@ -33,7 +33,7 @@ class FakeMesh:
     def poll_event(self) -> Notice | None:
         return self.events.pop(0) if self.events else None
 
-    def poll_transmit(self) -> None:
+    def poll_transmit(self, _: object) -> None:
         return None
 
     def next_deadline(self) -> float:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossedge.latency.report import Coordinates
 from crossedge.meshd.inner import (
     PROBE_MIN,
     REPLY_MIN,
@@ -18,6 +19,7 @@ from crossedge.meshd.inner import (
     Gso,
     Hello,
     Inner,
+    Place,
     Probe,
     ProbeReply,
     Statement,
@@ -42,6 +44,15 @@ GOLDEN: list[tuple[Inner, str]] = [
         "0300002200000007" + "0000000059682f00" + "0000000077359400" + "00000000861c4680" + "04d0",
     ),
     (Statement(b"rec", b"ce"), "0400001100000000" + "00030002" + "7265636365"),
+    (
+        Place(
+            Coordinates((1.0, *(0.0,) * 7), 2.0, 0.5),
+            ((b"\x07" * 16, Coordinates((0.0,) * 8, 0.25, 1.0)),),
+        ),
+        "0500006800000001"
+        + ("3f800000" + "00" * 28 + "40000000" + "3f000000")
+        + ("07" * 16 + "00" * 32 + "3e800000" + "3f800000"),
+    ),
     (Bye(), "0800000800000000"),
     (BlocklistAsk(0x1234, 1024), "0600001000000400" + "0000000000001234"),
     (
@@ -93,7 +104,10 @@ def test_packets_and_keepalives_are_not_in_session_messages() -> None:
         ("0200001000000007" + "00" * 8, "short-probe"),
         ("020000080000000700000000", "truncated"),
         ("0200000000000007" + "00" * 8, "bad-length"),
-        ("0500000800000000", "unknown-type"),
+        ("0500000800000000", "bad-length"),
+        ("0500003000000001" + "00" * 40, "bad-length"),
+        ("0500003000000009" + "00" * 40, "bad-length"),
+        ("0500003000000000" + "7fc00000" * 10, "malformed"),
         ("0600000800000000", "truncated"),
         ("0700001000000000" + "00" * 8, "truncated"),
         ("0900000800000000", "unknown-type"),

@@ -240,8 +240,9 @@ def test_user_pings_end_with_an_answer_or_a_reason() -> None:
     pings.ask(3, 0.0)
     pings.sent(1, 100, PUBLIC, 0.5)
     pings.sent(2, 101, PUBLIC, 0.5)
-    assert pings.replied(100, 0.53)
-    assert not pings.replied(100, 0.54)
+    reply = ProbeReply(100, 0.5, 70.0, 70.01, 66)
+    assert pings.replied(reply, 0.54)
+    assert not pings.replied(reply, 0.55)
     pings.handle_timeout(max(OPENING_TIMEOUT, 0.5 + ANSWER_TIMEOUT))
     results = {result.number: (result.rtt, result.note) for result in pings.results}
     assert results == {1: (pytest.approx(0.03), ""), 2: (None, "no answer"), 3: (None, "no session")}

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.latency import feed, prober, report
 from crossedge.meshd import (
     budget,
     handshaking,
     latertries,
+    measuring,
     natplan,
     nodecontrol,
     path,
@@ -29,7 +31,7 @@ from crossedge.meshd.client import CONTACT_MIN, CONTACT_TRIES, RETRY_MIN
 from crossedge.meshd.client import TRIES as QUESTION_TRIES
 from crossedge.meshd.client_channel import COOKIE_TIME
 from crossedge.meshd.client_requests import RTO_FIRST, RTO_MAX, RTO_MIN
-from crossedge.meshd.config import Listen, Tun
+from crossedge.meshd.config import Listen, Reports, Tun
 from crossedge.meshd.hello import RETRY as HELLO_RETRY
 from crossedge.meshd.inner import PROBE_MIN, REPLY_MIN, VERSION
 from crossedge.meshd.link import SAFE_DATAGRAM
@@ -170,6 +172,21 @@ TABLE: dict[str, list[float]] = {
     ],
     "packets of sprays": [budget.SPRAY_BURST, budget.SPRAY_RATE],
     "Pings after the first receive": [*punch.HEARD],
+    "members of which all are measured; else drawn, nearest": [prober.ALL_PAIRS, prober.CHOSEN, prober.NEAR],
+    "measuring interval": [
+        prober.INTERVAL_PER_PAIR,
+        prober.INTERVAL_MIN,
+        prober.ALL_PAIRS + 1,
+        prober.INTERVAL_CHOSEN,
+    ],
+    "measurements at a time": [prober.IN_FLIGHT],
+    "burst": [measuring.BURST, measuring.DIRECT_TIME, measuring.ANSWER_TIME, measuring.LINGER],
+    "report, *wire*": [
+        report.MAX_REPORT,
+        report.MAX_PAIRS,
+        len(report.pack_pairs([report.Pair(bytes(16), report.PairState.UNREACHABLE)])),
+    ],
+    "report interval, clock": [Reports().interval, feed.MAX_SKEW],
     "superframe header, frame header, tag, *wire*": [HEADER_SIZE, FRAME_SIZE, wg.TAG_SIZE],
     "superframe counts, *wire*": [RECORD_DATAGRAMS, POSITIONS, SMALLEST_CHUNK],
     "GSO types, *wire*": [*sorted(GSO_TYPES)],

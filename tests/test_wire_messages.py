@@ -104,6 +104,7 @@ EXAMPLES: dict[str, Message] = {
         rtt=0.03,
         initiation=b"\x01\x00\x00\x00",
     ),
+    "call-body-measure": CallBody(seq=1, measure=True),
     "call-body-least": CallBody(seq=1),
 }
 """Every message with every field, and where fields are left out also without them."""
@@ -186,6 +187,7 @@ LARGEST = (
         observed_by=((b"8 bytes!", V6),) * 4,
         rtt=0.1,
         initiation=bytes(148),
+        measure=True,
     ),
 )
 

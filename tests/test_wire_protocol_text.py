@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.latency.report import Report
 from crossedge.wire.blocklist import Blocklist, Delegation
 from crossedge.wire.bundle import Bundle
 from crossedge.wire.certificate import Certificate, Request
@@ -16,7 +17,7 @@ from crossedge.wire.limits import MAX_CONTROL, MAX_PLAINTEXT
 from crossedge.wire.messages import MAX_SEALED, NEEDS_COOKIE, REQUEST_FLOOR, TYPES
 from crossedge.wire.record import Record
 
-SIGNED: tuple[type[Signed], ...] = (Request, Certificate, Record, Delegation, Blocklist, Bundle)
+SIGNED: tuple[type[Signed], ...] = (Request, Certificate, Record, Delegation, Blocklist, Bundle, Report)
 
 
 @pytest.fixture(scope="module")

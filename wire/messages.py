@@ -385,6 +385,8 @@ class CallBody(Message):
     """Seconds there and back through the relay, as far as the caller knows; 0 if it does not."""
     initiation: Annotated[bytes, Field(max_length=148), Key("w")] = b""
     """A WireGuard handshake initiation, so that the first answer already brings the session."""
+    measure: Annotated[bool, Key("m")] = False
+    """The caller has no traffic; it measures the pair and lets go of the session."""
 
 
 TYPES: Final[dict[int, type[Message]]] = {
