@@ -147,8 +147,18 @@ class MeshPeer:
         self._want(now)
 
     def check(self, now: float) -> None:
-        """Do all that can be done to reach the peer, as if there were traffic: see `proved_at`."""
-        if self.up(now) and not any(path.state is State.PROVEN for path in self.paths):
+        """Reach the peer: see `proved_at`.
+
+        A way that holds is asked once, which is no traffic; where that is not answered, or there is none, all
+        is done that traffic would do.
+        """
+        proven = [path for path in self.paths if path.state is State.PROVEN]
+        if self.up(now) and proven and (self.proved_at or NEVER) >= max(path.scouted for path in proven):
+            for path in proven:
+                path.scout(now)
+            self._port.touch(self)
+            return
+        if self.up(now) and not proven:
             self._port.rebind(self, now)
             for path in self.paths:
                 if path.relay or path.consented:

@@ -232,6 +232,7 @@ class SimNode:
             stun=self.stun,
             gso=frozenset({1, 4, 5}),
             measure=self.world.measure,
+            unreachable_after=self.world.unreachable_after,
         )
         self.mesh = Mesh(
             settings, allowed, self.clock, numbers, net.chance.fork(f"{self.name} {now}").token, now
@@ -399,13 +400,16 @@ class SimWorld:
         observers: int = 0,
         six: bool = False,
         measure: bool = False,
+        unreachable_after: float = 60.0,
     ) -> None:
         """`delay` is that of each access link, one way, in seconds; `loss` the share lost on each.
 
         `observers` is how many plain STUN servers there are, which every node asks. `six`: the rendezvous
-        have IPv6 too. `measure`: nodes measure pairs without traffic.
+        have IPv6 too. `measure`: nodes measure pairs without traffic. `unreachable_after`: seconds without a
+        proof after which a node counts as cut off; it looks for one twice as often.
         """
         self.measure = measure
+        self.unreachable_after = unreachable_after
         self.net = Internet(seed)
         self.six = six
         self.link = Conditions(delay=delay, loss=loss, hops=1)

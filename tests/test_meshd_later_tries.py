@@ -46,7 +46,7 @@ def test_idle_way_from_a_fresh_socket_is_kept_and_its_socket_closed_with_the_ses
     world.run(ACTIVE_TIME + 60.0)
     assert world.ping(alice, bob, count=20).lost == []
     assert world.direct(alice, bob)
-    world.run(SESSION_IDLE + 30.0)
+    world.run(SESSION_IDLE + 10.0)  # before somebody looks whether anybody can be reached
     assert not alice.peer(bob).active
     assert len(alice.mesh.services.sockets) == 0
     assert len(alice.host._ports) == 1

@@ -74,7 +74,7 @@ def test_server_that_is_silent_leaves_it_unknown() -> None:
 
 
 def test_daemon_measures_after_its_network_check_and_idle_paths_follow_both_nats() -> None:
-    world = SimWorld(observers=1)
+    world = SimWorld(observers=1, unreachable_after=3600.0)
     alice, bob = world.node("alice", "port-restricted"), world.node("bob", "linux")
     world.settle()
     world.run(1.0)

@@ -218,7 +218,7 @@ def test_idle_pair_keeps_its_path_with_few_packets_and_starts_without_loss() -> 
 def test_idle_session_is_closed_and_the_next_packet_opens_it() -> None:
     world, alice, bob = pair()
     world.ping(alice, bob, count=10)
-    world.run(SESSION_IDLE + 20.0)  # before somebody looks whether anybody can be reached at all
+    world.run(SESSION_IDLE + 10.0)  # before somebody looks whether anybody can be reached at all
     assert not alice.peer(bob).active
     assert not bob.peer(alice).active
     assert alice.mesh.device.indices == {}
