@@ -151,7 +151,7 @@ def test_the_capture_sees_what_crosses_the_regions(line: Network, tmp_path: Path
         tap.stop()
     assert counts["frames"] == len(list(frames(path))) >= 4
     kinds, found = search(path, {"a ping": [bytes.fromhex("c0ffee") * 4]})
-    assert kinds["ICMP"] == 4
+    assert kinds["ICMP"] >= 4  # neighbours may ask for each other meanwhile, by ICMPv6
     assert found == ["a ping, 12 times"]
 
 
@@ -243,4 +243,4 @@ def test_what_was_lost_and_who_dropped_is_told_in_short() -> None:
         "wire a-b, a": Counter({"loss": 3}),
         "c": Counter(),
     }
-    assert grown(before, after) == ["barn: bad-tag 1", "wire: loss 3"]
+    assert grown(before, after) == ["barn: bad-tag 1", "wire a-b, a: loss 3"]
