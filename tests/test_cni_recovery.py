@@ -210,6 +210,9 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     crossedge("ca", "sign", str(request), "--rendezvous", rendezvous, "-o", str(bundle))
     found = json.loads(command(tmp_path, "install", "--bundle", str(bundle), "--json"))
     assert len(found["prefixes"]) == 2
+    (problem,) = json.loads(command(tmp_path, "check", "--json", status=1))["problems"]
+    assert "waits for meshd to be ready" in problem
+    command(tmp_path, "install", "--bundle", str(bundle), "--now")
     assert json.loads(command(tmp_path, "check", "--json")) == {"problems": []}
     match = ("--pod-cidr", found["prefixes"][0])
     assert command(tmp_path, "install", "--bundle", str(bundle), *match)
