@@ -141,12 +141,12 @@ def measure_cost(figures: Figures) -> None:
     figures.add("probing.pairs_per_node", len(ages) / NODES)
 
 
-def measure_completion(figures: Figures, matrices: dict[str, LatencyMatrix]) -> None:
+def measure_completion(figures: Figures, matrices: dict[str, LatencyMatrix], seeds: int) -> None:
     """The matrix completed from the pairs that probers chose, beside that from pairs chosen at random."""
     for name, matrix in matrices.items():
         rows: dict[str, list[tuple[float, float]]] = {"ours": [], "random": []}
         degree = []
-        for seed in range(10):
+        for seed in range(seeds):
             rng = np.random.default_rng(seed)
             mask = np.zeros((matrix.size, matrix.size), dtype=bool)
             sim = ProbingSim(
@@ -224,6 +224,7 @@ def main() -> None:
     """Write the figures; exit 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("cost", "completion", "feed"), help="measure one part")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds of the completion")
     parser.add_argument("--output", type=Path, default=Path("build/bench/latency.json"))
     given = parser.parse_args()
     data = os.environ.get("CROSSEDGE_DATA")
@@ -240,7 +241,7 @@ def main() -> None:
     if given.only in (None, "cost"):
         measure_cost(figures)
     if given.only in (None, "completion"):
-        measure_completion(figures, matrices)
+        measure_completion(figures, matrices, given.seeds)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(figures.rows, indent=2))
     raise SystemExit(any(not row.get("holds", True) for row in figures.rows.values()))

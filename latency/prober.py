@@ -21,14 +21,14 @@ from typing import Final
 from crossedge.latency.report import Coordinates
 
 ALL_PAIRS: Final = 63  # other members up to which every pair is measured
-CHOSEN: Final = 12
+CHOSEN: Final = 16
 NEAR: Final = 4
 ROTATION: Final = 6 * 3600.0  # seconds for which a slot keeps its draw
 IN_FLIGHT: Final = 32  # bursts at a time
 PACE: Final = 0.2  # seconds between the starts of two bursts
 INTERVAL_PER_PAIR: Final = 10.0  # seconds, times the pairs of a node: what keeps the cost under its bound
 INTERVAL_MIN: Final = 60.0
-INTERVAL_CHOSEN: Final = 600.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
+INTERVAL_CHOSEN: Final = 640.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
 JITTER: Final = 0.2  # the part of an interval that is random
 FIRST_WITHIN: Final = 1.0  # seconds, times the targets: when a pair that is new is measured
 FIRST_MAX: Final = 60.0
