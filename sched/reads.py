@@ -10,7 +10,7 @@ import numpy as np
 
 from crossedge.latency.report import PairState
 from crossedge.sched.matrix import Ints, State
-from crossedge.sched.rounds import Outcome, counts, mean_confidence
+from crossedge.sched.rounds import Outcome, counts
 from crossedge.sched.scheduler import Scheduler
 from crossedge.sched.services import View, number
 from crossedge.sched.snapshot import KIND_RELAYED
@@ -68,10 +68,10 @@ def status(scheduler: Scheduler, now: float, unix: float) -> dict[str, Any]:
             "all": len(states),
             **{state: states.count(state) for state in ("fresh", "stale", "silent")},
         },
-        "pairs": counts(view),
+        "pairs": counts(view) if outcome is None else outcome.pairs,
         "estimator": None if outcome is None else outcome.estimator,
         "estimator_error": None if outcome is None else rounded(outcome.error),
-        "confidence": rounded(mean_confidence(view)),
+        "confidence": None if outcome is None else rounded(outcome.confidence),
         "groups": len(set(view.labels[view.labels >= 0].tolist())),
         "services": len(scheduler.services),
         "problems": problems,

@@ -77,6 +77,8 @@ class Outcome:
         estimator: that filled the matrix, "none" where there was nothing to fill.
         error: its median relative error on hidden pairs, None where it never competed.
         stress: share of RTT that the map cannot show.
+        pairs: how many there are of each kind.
+        confidence: mean of the pairs with a number, None where there is none.
         decisions: service name to (version, decision).
         moves: replicas that move.
         seconds: wall time of each part.
@@ -89,6 +91,8 @@ class Outcome:
     estimator: str
     error: float | None
     stress: float | None
+    pairs: dict[str, int]
+    confidence: float | None
     decisions: dict[str, tuple[int, dict[str, Any]]]
     moves: int
     seconds: dict[str, float] = field(default_factory=dict)
@@ -135,6 +139,8 @@ def run_round(task: Task) -> Outcome:
         estimator,
         error,
         layout.stress,
+        counts(view),
+        mean_confidence(view),
         decisions,
         moves,
         seconds,

@@ -20,7 +20,7 @@ from crossedge.sched.history import NodeRow, RoundRow, ServiceRow
 from crossedge.sched.identity import StableGroups
 from crossedge.sched.metrics import Counters
 from crossedge.sched.placement import PlacementError, checked
-from crossedge.sched.rounds import Outcome, ServiceTask, Task, counts
+from crossedge.sched.rounds import Outcome, ServiceTask, Task
 from crossedge.sched.services import ServiceError, ServiceSpec, View, check_names, nothing, number, problem_of
 from crossedge.sched.snapshot import Member, collected
 from crossedge.wire.blocklist import Blocklist
@@ -332,12 +332,12 @@ class Scheduler:
         outcome = self.outcome
         if outcome is None:
             return {}
-        pairs, grouping = counts(outcome.view), outcome.grouping
+        grouping = outcome.grouping
         fresh = sum(1 for node in self.nodes.values() if self.state_of(node, now) == "fresh")
         return {
             "nodes": len(outcome.view.names),
             "fresh": fresh,
-            **pairs,
+            **outcome.pairs,
             "estimator": outcome.estimator,
             "error": None if outcome.error is None else number(outcome.error),
             "k": 0 if grouping is None else grouping.k,
