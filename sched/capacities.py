@@ -67,11 +67,12 @@ def distances(lengths: Floats, goals: Ints) -> tuple[Floats, Ints]:
     return far, following
 
 
-def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
+def assign(rtt: Floats, weights: Floats, capacities: Floats, limit: float = np.inf) -> Assignment:
     """Serve all demand at least total RTT from nodes (users, open nodes) within their capacities.
 
     Demand of one user may be split. Where the room does not suffice, the rest stays where it is nearest and
-    is counted as unserved.
+    is counted as unserved. So it does where the total is sure to pass `limit`: paths only grow longer, hence
+    all that is still too much somewhere costs at least the shortest one.
     """
     users, nodes = rtt.shape
     flow = np.zeros((users, nodes))
@@ -82,6 +83,7 @@ def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
     for node in range(nodes):
         lengths[node], movers[node] = cheapest_moves(rtt, flow, node)
     scale = max(float(weights.sum()), 1.0) * TINY
+    total = float((flow * rtt).sum())
     while True:
         over = np.nonzero(load > capacities + scale)[0]
         under = np.nonzero(load < capacities - scale)[0]
@@ -90,6 +92,8 @@ def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
         far, following = distances(lengths, under)
         node = int(over[np.argmin(far[over])])
         if not np.isfinite(far[node]):
+            break
+        if total + float(far[node] * (load[over] - capacities[over]).sum()) > limit:
             break
         path = [node]
         while load[path[-1]] >= capacities[path[-1]] - scale and len(path) <= nodes:
@@ -105,6 +109,7 @@ def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
             flow[movers[here, there], there] += amount
         load[node] -= amount
         load[path[-1]] += amount
+        total += float(amount) * sum(float(lengths[here, there]) for here, there in steps)
         for vertex in path:
             lengths[vertex], movers[vertex] = cheapest_moves(rtt, flow, vertex)
     under = np.nonzero(load < capacities - scale)[0]
@@ -157,7 +162,8 @@ def alternate(rtt: Floats, weights: Floats, capacities: Floats, opened: Ints) ->
             taken.add(int(trial[index]))
         if (trial == opened).all():
             break
-        then = assign(rtt[:, trial], weights, capacities[trial])
+        limit = np.inf if found.unserved > 0 else found.total
+        then = assign(rtt[:, trial], weights, capacities[trial], limit)
         if worth(then, worst) >= worth(found, worst) * (1.0 - TINY):
             break
         opened, found = trial, then
@@ -180,7 +186,9 @@ def improve(
                 return opened, found
             trial = opened.copy()
             trial[row] = column
-            then = assign(rtt[:, trial], weights, capacities[trial])
+            then = assign(
+                rtt[:, trial], weights, capacities[trial], np.inf if found.unserved > 0 else found.total
+            )
             if worth(then, worst) < now * (1.0 - TINY):
                 opened, found = alternate(rtt, weights, capacities, trial)
                 break
@@ -192,7 +200,10 @@ def improve(
 def cheapest(rtt: Floats, weights: Floats, capacities: Floats, sets: list[Ints], count: int) -> list[Ints]:
     """Return the sets of open nodes, at most `count`, with the least total of their exact assignment."""
     worst = float(rtt.max())
-    found = [worth(assign(rtt[:, opened], weights, capacities[opened]), worst) for opened in sets]
+    found: list[float] = []
+    for opened in sets:
+        limit = sorted(found)[count - 1] if len(found) >= count else np.inf
+        found.append(worth(assign(rtt[:, opened], weights, capacities[opened], limit), worst))
     return [sets[index] for index in np.argsort(found)[:count]]
 
 
