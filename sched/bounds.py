@@ -143,7 +143,8 @@ class Relaxation:
         if self._room:
             if self._room < reduced.shape[1]:
                 reduced = np.partition(reduced, self._room - 1, axis=1)[:, : self._room]
-            return reduced.sum(axis=1) * float(self._weights[0])
+            alike: Floats = reduced.sum(axis=1) * float(self._weights[0])
+            return alike
         order = np.argsort(reduced, axis=1)
         taken = filled(self._weights[order], capacities)
         result: Floats = (np.take_along_axis(reduced, order, axis=1) * taken).sum(axis=1)
@@ -154,8 +155,8 @@ class Relaxation:
         order = np.argsort(reduced, axis=1)
         amount = filled(self._weights[order], capacities)
         amount *= np.take_along_axis(reduced, order, axis=1) < 0.0
-        result: Floats = self._weights - np.bincount(order.ravel(), amount.ravel(), len(self._weights))
-        return result
+        used = np.bincount(order.ravel(), amount.ravel(), len(self._weights))
+        return np.asarray(self._weights - used, dtype=np.float64)
 
     def solve(
         self,

@@ -1,10 +1,11 @@
 """Branch and bound for placements with capacities: how many replicas does each region get?
 
-With capacities the Lagrangian relaxation leaves a gap of its own, because it opens parts of nodes: one and a half
-replicas where users need one or two. Branching on single nodes hardly helps, as the next node in town costs as
-much. So a branch here fixes how many nodes are open in a cluster of near nodes; the clusters are those of a
-dendrogram, wide ones first. Under such counts the relaxed problem is still solved by sorting, so every branch is
-bounded by the same subgradient steps, with only the nodes left that its own reduced costs do not exclude.
+With capacities the Lagrangian relaxation leaves a gap of its own, because it opens parts of nodes: one and a
+half replicas where users need one or two. Branching on single nodes hardly helps, as the next node in town
+costs as much. So a branch here fixes how many nodes are open in a cluster of near nodes; the clusters are
+those of a dendrogram, wide ones first. Under such counts the relaxed problem is still solved by sorting, so
+every branch is bounded by the same subgradient steps, with only the nodes left that its own reduced costs do
+not exclude.
 
 The bound is the least over all branches that are still open, and the search may stop at any time.
 """
@@ -24,18 +25,18 @@ from crossedge.sched.capacities import Assignment, assign, improve
 from crossedge.sched.matrix import Floats, Ints
 
 SAMPLE = 64  # users by whose RTT candidates are told near
-BRANCH_STEPS = 60  # of the subgradient method, per branch
+BRANCH_STEPS = 40  # of the subgradient method, per branch
 BRANCH_LENGTH = 0.3  # of its first step: the multipliers of the branch above are nearly right
 OVERHEAD = 60_000  # priced pairs that one step of any size costs as much as, and one assignment per open node
 LEAST = 0.02  # score of a split that the relaxed problem is not torn over
-NEAR_BEST = 1.003  # sets whose total is within this of the best are searched from
+NEAR_BEST = 1.02  # sets whose total is within this of the best are searched from
 SEARCHES = 10
 BRANCHES_MAX = 20_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """A part of the search space: exactly so many open nodes in each of some disjoint sets, none elsewhere."""
+    """A part of the search space: so many open nodes in each of some disjoint sets, none elsewhere."""
 
     bound: float
     parts: tuple[tuple[Ints, int], ...]
@@ -95,15 +96,25 @@ class Search:
         least = min(self._closed, self._open[0][0] if self._open else np.inf)
         return max(0.0, min(least, self.best.assignment.total) * (1.0 - ROUNDING))
 
-    def run(self, multipliers: Floats, work: int) -> None:
+    def run(self, multipliers: Floats, work: float) -> None:
         """Search from the whole problem, beginning with good multipliers, until so many pairs were priced."""
         self._member, self._apart = clusters(self._rtt)
         whole = np.arange(self._rtt.shape[1])
-        self._push(Branch(0.0, ((whole, len(self.best.opened)),), multipliers))
-        while self._open and self.work < work and len(self._open) < BRANCHES_MAX:
-            if self._open[0][0] >= self.upper:
-                break
-            self._explore(heappop(self._open)[2])
+        plunge: Branch | None = Branch(0.0, ((whole, len(self.best.opened)),), multipliers)
+        while self.work < work and len(self._open) < BRANCHES_MAX:
+            if plunge is None:
+                if not self._open or self._open[0][0] >= self.upper:
+                    return
+                plunge = heappop(self._open)[2]
+            branches = sorted(self._explore(plunge), key=lambda branch: branch.bound)
+            plunge = None
+            for branch in branches:
+                if plunge is None and branch.bound < self.upper:
+                    plunge = branch  # downwards first: answers are found at the bottom
+                else:
+                    self._push(branch)
+        if plunge is not None:
+            self._push(plunge)
 
     def _push(self, branch: Branch) -> None:
         if branch.bound >= self.upper:
@@ -111,8 +122,8 @@ class Search:
         else:
             heappush(self._open, (branch.bound, next(self._number), branch))
 
-    def _explore(self, branch: Branch) -> None:
-        """Bound a branch; close it, or divide it further."""
+    def _explore(self, branch: Branch) -> list[Branch]:
+        """Bound a branch and return what it is divided into, nothing where that closes it."""
         self.branches += 1
         relaxed = self._relaxed(branch, branch.multipliers, BRANCH_STEPS)
         if relaxed.bound < self.upper:
@@ -122,7 +133,7 @@ class Search:
         value = max(relaxed.bound, branch.bound)
         if value >= self.upper:
             self._closed = min(self._closed, value)
-            return
+            return []
         parts, shares, worths = [], [], []
         for (nodes, number), share, worth in zip(branch.parts, relaxed.shares, relaxed.worths, strict=True):
             least = np.partition(worth, number - 1)[number - 1]
@@ -135,8 +146,8 @@ class Search:
             opened = np.sort(np.concatenate([nodes for nodes, _ in parts]))
             self._try(opened, again=True)
             self._closed = min(self._closed, max(value, self.best.assignment.total))
-            return
-        self._divide(tuple(parts), shares, worths, value, relaxed.multipliers)
+            return []
+        return self._divide(tuple(parts), shares, worths, value, relaxed.multipliers)
 
     def _divide(
         self,
@@ -145,8 +156,8 @@ class Search:
         worths: list[Floats],
         value: float,
         multipliers: Floats,
-    ) -> None:
-        """Make one branch per number of open nodes in the cluster that the relaxed answer is most torn over."""
+    ) -> list[Branch]:
+        """Return a branch per number of open nodes in the cluster that the relaxed answer is torn over."""
         best, chosen, inside = -1.0, 0, np.zeros(0, dtype=bool)
         for index, (nodes, number) in enumerate(parts):
             if len(nodes) == number:
@@ -168,11 +179,13 @@ class Search:
             if index != chosen
         )
         others = parts[:chosen] + parts[chosen + 1 :]
+        branches = []
         for here in range(max(0, number - len(right)), min(number, len(left)) + 1):
             there = number - here
             fresh = tuple(part for part in ((nodes[inside], here), (nodes[~inside], there)) if part[1] > 0)
             least = max(rest + float(sums[0][here] + sums[1][there]), value)
-            self._push(Branch(least, others + fresh, multipliers))
+            branches.append(Branch(least, others + fresh, multipliers))
+        return branches
 
     def _relaxed(self, branch: Branch, multipliers: Floats, steps: int) -> Relaxed:
         """Return what subgradient steps from these multipliers say of a branch."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from crossedge.sched.matrix import Floats, Ints
 
@@ -134,12 +135,18 @@ def swap_bounds(rtt: Floats, weights: Floats, capacities: Floats, opened: Ints, 
     second = own.min(axis=1) if len(opened) > 1 else np.full(len(rtt), np.inf)
     result = np.empty((len(opened), rtt.shape[1]))
     paid = prices * capacities[opened]
+    nearer = np.minimum(rtt, first[:, None])
+    whole = weights @ nearer
     for index in range(len(opened)):
-        rest = np.where(nearest == index, second, first)
         others = float(paid.sum() - paid[index])
-        free = weights @ np.minimum(rtt, rest[:, None])
-        priced = weights @ np.minimum(rtt + prices[index], rest[:, None]) - prices[index] * capacities
-        result[index] = np.maximum(free, priced) - others
+        mine = np.nonzero(nearest == index)[0]  # only for these users the others are farther than before
+        rest = np.minimum(rtt[mine], second[mine, None])
+        bound = whole + weights[mine] @ (rest - nearer[mine])
+        if prices[index] > 0.0:
+            left = np.where(nearest == index, second, first)
+            priced = weights @ np.minimum(rtt + prices[index], left[:, None]) - prices[index] * capacities
+            bound = np.maximum(bound, priced)
+        result[index] = bound - others
     result[:, opened] = np.inf
     return result
 
@@ -151,7 +158,7 @@ def alternate(rtt: Floats, weights: Floats, capacities: Floats, opened: Ints) ->
     worst = float(rtt.max())
     found = assign(rtt[:, opened], weights, capacities[opened])
     for _ in range(ALTERNATIONS):
-        costs = found.flow.T @ rtt
+        costs = csr_matrix(found.flow.T) @ rtt
         costs[capacities[None, :] < capacities[opened][:, None]] = np.inf
         trial = opened.copy()
         taken = set(opened.tolist())

@@ -1,10 +1,11 @@
 """Which scale and number of groups, and groups that noise does not change.
 
-The best silhouette alone is a poor judge among few nodes: several numbers of groups score nearly the same, and a
-little noise on the round trips makes another one win, which moves half of the nodes. So the matrix is disturbed a
-few times, as the next round of measurements would disturb it, and every candidate pays for the nodes that change
-their group by that (stability selection after Lange, Roth, Braun and Buhmann, 2004). The groups themselves are
-then those that the disturbed matrices agree on (evidence accumulation after Fred and Jain, 2005).
+The best silhouette alone is a poor judge among few nodes: several numbers of groups score nearly the same,
+and a little noise on the round trips makes another one win, which moves half of the nodes. So the matrix is
+disturbed a few times, as the next round of measurements would disturb it, and every candidate pays for the
+nodes that change their group by that (stability selection after Lange, Roth, Braun and Buhmann, 2004). The
+groups themselves are then those that the disturbed matrices agree on (evidence accumulation after Fred and
+Jain, 2005).
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from crossedge.sched.spectral import (
 
 GAP_WEIGHT = 0.06  # how much of a group count's standing is its eigengap; the rest is silhouette
 NEARLY_AS_GOOD = 0.003  # of standing: within this the labelling with fewer groups is taken, the steadier one
-NEARLY_PER_NODE = 0.5  # and with few nodes within this over their number, as less can be told from noise
+NEARLY_PER_NODE = 1.5  # and with few nodes within this over their number, as less can be told from noise
 DISTURBED = 8  # times that a matrix is disturbed
 DISTURBED_WORK = 400_000  # entries of all disturbed matrices
 NOISE = 0.1  # of an RTT, standard deviation
 SEED = 206  # of the noise: the same matrix has the same groups
+UNSTEADY = 2.0  # of standing, that a candidate loses per share of the nodes that noise moves
+TOLERATED = 0.03  # such share that costs nothing
 CONTENDERS = 0.12  # of standing below the best, up to which a candidate is looked at again
 
 Key = tuple[int, int]
@@ -89,7 +92,7 @@ def candidates(
 
 
 def best_of(found: Sequence[Candidate], standings: Sequence[float], n: int) -> Candidate:
-    """Return the candidate of fewest groups among those that stand nearly as well as the best of `n` nodes."""
+    """Return the candidate of fewest groups among those that stand nearly as well as the best."""
     enough = max(standings) - max(NEARLY_AS_GOOD, NEARLY_PER_NODE / n)
     ranked = [
         (item.groups, -standing, number)
@@ -105,7 +108,7 @@ def chosen(found: Sequence[Candidate], n: int) -> Candidate | None:
 
 
 def agreement(one: Ints, two: Ints) -> float:
-    """Return the share of nodes whose group is the same in two labellings, groups matched as well as can be."""
+    """Return the share of nodes whose group is the same in two labellings, matched as well as can be."""
     both = (one >= 0) & (two >= 0)
     table = np.zeros((int(one.max(initial=0)) + 1, int(two.max(initial=0)) + 1))
     np.add.at(table, (one[both], two[both]), 1.0)
@@ -161,7 +164,8 @@ def steadied(
         others = [trial[item.key] for trial in trials if item.key in trial]
         same = sum(agreement(item.labels, other.labels) for other in others)
         score = float(np.mean([item.silhouette, *(other.silhouette for other in others)]))
-        standings.append(score + GAP_WEIGHT * item.gap - (1.0 - same / max(len(trials), 1)))
+        moved = 1.0 - same / max(len(trials), 1)
+        standings.append(score + GAP_WEIGHT * item.gap - UNSTEADY * max(0.0, moved - TOLERATED))
     best = best_of(contenders, standings, n)
     labellings = []
     for trial in [{item.key: item for item in contenders}, *trials]:

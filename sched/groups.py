@@ -74,7 +74,8 @@ def grouped(rtt: Floats) -> Grouping:
     """Group nodes by a matrix (n, n) of RTT in ms with `nan` for what is not known.
 
     Scales and counts are swept; the labelling with the best sum of silhouette and a little of the eigengap is
-    taken; among few nodes, where noise could tip it, the one that noise changes least. Groups have at least `minimum_size` nodes; with too few nodes, or none apart, there is one group.
+    taken; among few nodes, where noise could tip it, the one that noise changes least. Groups have at least
+    `minimum_size` nodes; with too few nodes, or none apart, there is one group.
     """
     n = len(rtt)
     alone = np.isfinite(rtt).sum(1) <= 1 if n > 1 else np.zeros(n, dtype=bool)

@@ -25,7 +25,7 @@ UNKNOWN_MS = (
 BOUND_WORK = 80_000_000  # priced pairs, over all steps, that a bound may look at
 BOUND_STEPS = 600
 CAPACITATED_WORK = 60_000_000
-BRANCH_WORK = 500_000_000
+BRANCH_WORK = 800_000_000  # of branch and bound with capacities, at effort 1
 RESTART_WORK = 2_000_000  # entries of the problem times restarts, with capacities
 RESTARTS_MAX = 12
 STARTS = 3  # sets of the relaxed problem from which a search with capacities starts
@@ -194,7 +194,7 @@ def place(
 def within_limits(
     rtt: Floats, weights: Floats, limits: Floats, starts: list[Ints], rng: np.random.Generator, effort: float
 ) -> tuple[Ints, float, float]:
-    """Return open nodes, their total and a lower bound of it, capacities kept; inf where no room was found."""
+    """Return open nodes, their total within the capacities (inf: no room was found) and a lower bound."""
     replicas = len(starts[0])
     tolerated = 1e-6 * float(weights.sum())
     relaxation = Relaxation(rtt, weights, limits)
