@@ -38,7 +38,7 @@ DISTURBED = 8  # times that a matrix is disturbed
 DISTURBED_WORK = 400_000  # entries of all disturbed matrices
 NOISE = 0.1  # of an RTT, standard deviation
 SEED = 206  # of the noise: the same matrix has the same groups
-UNSTEADY = 2.0  # of standing, that a candidate loses per share of the nodes that noise moves
+UNSTEADY = 1.0  # of standing, that a candidate loses per share of the nodes that noise moves
 TOLERATED = 0.03  # such share that costs nothing
 CONTENDERS = 0.12  # of standing below the best, up to which a candidate is looked at again
 
