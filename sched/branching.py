@@ -30,7 +30,9 @@ BRANCH_LENGTH = 0.3  # of its first step: the multipliers of the branch above ar
 OVERHEAD = 60_000  # priced pairs that one step of any size costs as much as, and one assignment per open node
 LEAST = 0.02  # score of a split that the relaxed problem is not torn over
 NEAR_BEST = 1.02  # sets whose total is within this of the best are searched from
-SEARCHES = 10
+SEARCHES = 10  # at once, and one more for so many branches:
+SEARCH_EVERY = 40
+PLUNGE_EVERY = 4  # branches taken by their bound between two ways down
 BRANCHES_MAX = 20_000
 
 
@@ -101,7 +103,9 @@ class Search:
         self._member, self._apart = clusters(self._rtt)
         whole = np.arange(self._rtt.shape[1])
         plunge: Branch | None = Branch(0.0, ((whole, len(self.best.opened)),), multipliers)
+        rested = PLUNGE_EVERY
         while self.work < work and len(self._open) < BRANCHES_MAX:
+            rested += 1
             if plunge is None:
                 if not self._open or self._open[0][0] >= self.upper:
                     return
@@ -109,10 +113,12 @@ class Search:
             branches = sorted(self._explore(plunge), key=lambda branch: branch.bound)
             plunge = None
             for branch in branches:
-                if plunge is None and branch.bound < self.upper:
-                    plunge = branch  # downwards first: answers are found at the bottom
+                if plunge is None and branch.bound < self.upper and rested > PLUNGE_EVERY:
+                    plunge = branch  # answers are found at the bottom, bounds at the top
                 else:
                     self._push(branch)
+            if plunge is None and rested > PLUNGE_EVERY:
+                rested = 0
         if plunge is not None:
             self._push(plunge)
 
@@ -125,6 +131,7 @@ class Search:
     def _explore(self, branch: Branch) -> list[Branch]:
         """Bound a branch and return what it is divided into, nothing where that closes it."""
         self.branches += 1
+        self._searches += self.branches % SEARCH_EVERY == 0
         relaxed = self._relaxed(branch, branch.multipliers, BRANCH_STEPS)
         if relaxed.bound < self.upper:
             found = self._try(relaxed.sets[-1])

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from crossedge.sched.files import read_matrix
-from crossedge.sched.replay import Replay, Replayer
+from crossedge.sched.replay import Replay, Replayer, silent
 from crossedge.wire.errors import CrossedgeError
 
 SUFFIXES = (".gz", ".csv", ".tsv", ".txt", ".npz")
@@ -169,10 +169,6 @@ def replay_command(
 def say(title: str, text: str) -> None:
     """Tell a person that waits what is being done."""
     click.echo(f"{title}: {text}", err=True)
-
-
-def silent(text: str) -> None:
-    """Tell nobody."""
 
 
 def draw(replay: Replay, path: Path, output: Path) -> None:

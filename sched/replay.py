@@ -20,6 +20,10 @@ from crossedge.sched.sparse import DENSE_NODES, grouped_sparse
 HEADROOM = 1.2  # capacity of each node with --capacities, over an even share
 
 
+def silent(text: str) -> None:
+    """Tell nobody what is being done."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
     """One number of replicas: our placement, what the round decided, and the baselines (mean, p95)."""
@@ -118,7 +122,7 @@ class Replayer:
     _groups: StableGroups = field(default_factory=StableGroups)
     _current: dict[int, list[str]] = field(default_factory=dict)
 
-    def replay(self, matrix: LatencyMatrix, progress: Callable[[str], None] = str) -> Replay:
+    def replay(self, matrix: LatencyMatrix, progress: Callable[[str], None] = silent) -> Replay:
         """Take one matrix through everything; PlacementError where the replicas do not fit.
 
         `progress` is told what is being done, before it is.

@@ -20,6 +20,7 @@ CGROUPS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/cgroup.procs")
 REQUIRE_ALL = os.environ.get("CROSSEDGE_REQUIRE") == "all"
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other on a busy machine
 
 
 def unshare_command() -> list[str]:
