@@ -56,7 +56,7 @@ def baselines(problem: Problem, groups: Grouping, rng: np.random.Generator) -> d
     cost = np.nan_to_num(problem.rtt, nan=1e4) * problem.weights[:, None]
     return {
         "random": averaged([rng.choice(n, p, replace=False) for _ in range(DRAWS)]),
-        "spread": averaged([spread(groups.labels, p, rng) for _ in range(DRAWS)]),
+        "spread-evenly": averaged([spread(groups.labels, p, rng) for _ in range(DRAWS)]),
         "one-per-group": judged(one_per_group(problem, groups.scale_ms)),
         "greedy": judged(median.greedy(cost, p)),
     }

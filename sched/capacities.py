@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from crossedge.sched.matrix import Floats, Ints
 
@@ -67,11 +68,12 @@ def distances(lengths: Floats, goals: Ints) -> tuple[Floats, Ints]:
     return far, following
 
 
-def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
+def assign(rtt: Floats, weights: Floats, capacities: Floats, limit: float = np.inf) -> Assignment:
     """Serve all demand at least total RTT from nodes (users, open nodes) within their capacities.
 
     Demand of one user may be split. Where the room does not suffice, the rest stays where it is nearest and
-    is counted as unserved.
+    is counted as unserved. So it does where the total is sure to pass `limit`: paths only grow longer, hence
+    all that is still too much somewhere costs at least the shortest one.
     """
     users, nodes = rtt.shape
     flow = np.zeros((users, nodes))
@@ -82,6 +84,7 @@ def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
     for node in range(nodes):
         lengths[node], movers[node] = cheapest_moves(rtt, flow, node)
     scale = max(float(weights.sum()), 1.0) * TINY
+    total = float((flow * rtt).sum())
     while True:
         over = np.nonzero(load > capacities + scale)[0]
         under = np.nonzero(load < capacities - scale)[0]
@@ -90,6 +93,8 @@ def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
         far, following = distances(lengths, under)
         node = int(over[np.argmin(far[over])])
         if not np.isfinite(far[node]):
+            break
+        if total + float(far[node] * (load[over] - capacities[over]).sum()) > limit:
             break
         path = [node]
         while load[path[-1]] >= capacities[path[-1]] - scale and len(path) <= nodes:
@@ -105,6 +110,7 @@ def assign(rtt: Floats, weights: Floats, capacities: Floats) -> Assignment:
             flow[movers[here, there], there] += amount
         load[node] -= amount
         load[path[-1]] += amount
+        total += float(amount) * sum(float(lengths[here, there]) for here, there in steps)
         for vertex in path:
             lengths[vertex], movers[vertex] = cheapest_moves(rtt, flow, vertex)
     under = np.nonzero(load < capacities - scale)[0]
@@ -129,12 +135,18 @@ def swap_bounds(rtt: Floats, weights: Floats, capacities: Floats, opened: Ints, 
     second = own.min(axis=1) if len(opened) > 1 else np.full(len(rtt), np.inf)
     result = np.empty((len(opened), rtt.shape[1]))
     paid = prices * capacities[opened]
+    nearer = np.minimum(rtt, first[:, None])
+    whole = weights @ nearer
     for index in range(len(opened)):
-        rest = np.where(nearest == index, second, first)
         others = float(paid.sum() - paid[index])
-        free = weights @ np.minimum(rtt, rest[:, None])
-        priced = weights @ np.minimum(rtt + prices[index], rest[:, None]) - prices[index] * capacities
-        result[index] = np.maximum(free, priced) - others
+        mine = np.nonzero(nearest == index)[0]  # only for these users the others are farther than before
+        rest = np.minimum(rtt[mine], second[mine, None])
+        bound = whole + weights[mine] @ (rest - nearer[mine])
+        if prices[index] > 0.0:
+            left = np.where(nearest == index, second, first)
+            priced = weights @ np.minimum(rtt + prices[index], left[:, None]) - prices[index] * capacities
+            bound = np.maximum(bound, priced)
+        result[index] = bound - others
     result[:, opened] = np.inf
     return result
 
@@ -146,7 +158,7 @@ def alternate(rtt: Floats, weights: Floats, capacities: Floats, opened: Ints) ->
     worst = float(rtt.max())
     found = assign(rtt[:, opened], weights, capacities[opened])
     for _ in range(ALTERNATIONS):
-        costs = found.flow.T @ rtt
+        costs = csr_matrix(found.flow.T) @ rtt
         costs[capacities[None, :] < capacities[opened][:, None]] = np.inf
         trial = opened.copy()
         taken = set(opened.tolist())
@@ -157,7 +169,8 @@ def alternate(rtt: Floats, weights: Floats, capacities: Floats, opened: Ints) ->
             taken.add(int(trial[index]))
         if (trial == opened).all():
             break
-        then = assign(rtt[:, trial], weights, capacities[trial])
+        limit = np.inf if found.unserved > 0 else found.total
+        then = assign(rtt[:, trial], weights, capacities[trial], limit)
         if worth(then, worst) >= worth(found, worst) * (1.0 - TINY):
             break
         opened, found = trial, then
@@ -180,7 +193,9 @@ def improve(
                 return opened, found
             trial = opened.copy()
             trial[row] = column
-            then = assign(rtt[:, trial], weights, capacities[trial])
+            then = assign(
+                rtt[:, trial], weights, capacities[trial], np.inf if found.unserved > 0 else found.total
+            )
             if worth(then, worst) < now * (1.0 - TINY):
                 opened, found = alternate(rtt, weights, capacities, trial)
                 break
@@ -192,7 +207,10 @@ def improve(
 def cheapest(rtt: Floats, weights: Floats, capacities: Floats, sets: list[Ints], count: int) -> list[Ints]:
     """Return the sets of open nodes, at most `count`, with the least total of their exact assignment."""
     worst = float(rtt.max())
-    found = [worth(assign(rtt[:, opened], weights, capacities[opened]), worst) for opened in sets]
+    found: list[float] = []
+    for opened in sets:
+        limit = sorted(found)[count - 1] if len(found) >= count else np.inf
+        found.append(worth(assign(rtt[:, opened], weights, capacities[opened], limit), worst))
     return [sets[index] for index in np.argsort(found)[:count]]
 
 

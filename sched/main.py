@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import click
 
 import crossedge.sched.onethread  # noqa: F401  # before numpy is there
 from crossedge.sched.files import read_matrix
-from crossedge.sched.replay import Replay, Replayer
+from crossedge.sched.replay import Replay, Replayer, silent
 from crossedge.wire.errors import CrossedgeError
 
 SUFFIXES = (".gz", ".csv", ".tsv", ".txt", ".npz")
@@ -101,7 +103,20 @@ def report(title: str, replay: Replay) -> str:
 @click.option("--capacities", is_flag=True, help="Let no node serve more than 1.2 times an even share.")
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON: an object, or a list of them for several files."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON: an object, or for several files a list of them in the same order.",
+)
+@click.option(
+    "--details",
+    is_flag=True,
+    help="With --json: completion, 95th percentiles of the baselines, and whether a service moves.",
+)
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Say on stderr what is being done; by default where that is a terminal.",
 )
 @click.option(
     "--output",
@@ -119,26 +134,43 @@ def replay_command(
     capacities: bool,
     seed: int,
     as_json: bool,
+    details: bool,
+    progress: bool | None,
     output: Path,
     plots: bool,
 ) -> None:
-    """Replay latency matrices (CSV, TSV, npz) through the whole pipeline, one round after the other."""
+    """Replay latency matrices through the whole pipeline, one round after the other.
+
+    FILES are CSV, TSV (gzipped or not) or npz: a square matrix of RTT in ms, with or without names, or lines
+    of source, dest, ms. Missing entries may be empty, nan, or 0 off the diagonal. Every node counts as one
+    user.
+    """
+    if details and not as_json:
+        raise click.UsageError("--details goes with --json")
+    loud = sys.stderr.isatty() if progress is None else progress
     replayer = Replayer(replicas, seed, capacities)
     results: list[dict[str, object]] = []
     for path in files:
         try:
-            replay = replayer.replay(read_matrix(path))
+            tell = partial(say, stem(path)) if loud else silent
+            tell("reading")
+            replay = replayer.replay(read_matrix(path), tell)
         except CrossedgeError as error:
             text = str(error)
             raise click.ClickException(text if text.startswith(str(path)) else f"{path}: {text}") from error
         if plots:
             draw(replay, path, output)
         if as_json:
-            results.append({"file": str(path), **replay.as_json()} if len(files) > 1 else replay.as_json())
+            results.append(replay.as_json(details))
         else:
             click.echo(report(stem(path), replay))
     if as_json:
         click.echo(json.dumps(results if len(files) > 1 else results[0], indent=2))
+
+
+def say(title: str, text: str) -> None:
+    """Tell a person that waits what is being done."""
+    click.echo(f"{title}: {text}", err=True)
 
 
 def draw(replay: Replay, path: Path, output: Path) -> None:

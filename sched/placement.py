@@ -13,7 +13,8 @@ import numpy as np
 
 from crossedge.sched import capacities as capacitated
 from crossedge.sched import median
-from crossedge.sched.bounds import capacitated_bound, median_bound
+from crossedge.sched.bounds import ROUNDING, Relaxation, median_bound
+from crossedge.sched.branching import Search
 from crossedge.sched.capacities import assign
 from crossedge.sched.matrix import Flags, Floats, Ints
 from crossedge.wire.errors import CrossedgeError
@@ -23,7 +24,8 @@ UNKNOWN_MS = (
 )
 BOUND_WORK = 80_000_000  # priced pairs, over all steps, that a bound may look at
 BOUND_STEPS = 600
-CAPACITATED_WORK = 40_000_000
+CAPACITATED_WORK = 60_000_000
+BRANCH_WORK = 800_000_000  # of branch and bound with capacities, at effort 1
 RESTART_WORK = 2_000_000  # entries of the problem times restarts, with capacities
 RESTARTS_MAX = 12
 STARTS = 3  # sets of the relaxed problem from which a search with capacities starts
@@ -149,13 +151,16 @@ def mean_of(problem: Problem, opened: Ints) -> float:
     return (found.total + UNKNOWN_MS * found.unserved) / float(problem.weights.sum())
 
 
-def place(problem: Problem, rng: np.random.Generator, start: Ints | None = None) -> Placement:
+def place(
+    problem: Problem, rng: np.random.Generator, start: Ints | None = None, effort: float = 1.0
+) -> Placement:
     """Find a placement and prove how far from the optimum it can be at most.
 
     Args:
         problem: what to place.
         rng: shakes the search.
         start: the present placement, to begin with as well.
+        effort: how long to search and prove with capacities, 1 being a second or so.
 
     Raises:
         PlacementError: what was asked does not fit.
@@ -166,7 +171,7 @@ def place(problem: Problem, rng: np.random.Generator, start: Ints | None = None)
     known_start = None
     if start is not None and len(start) == replicas and np.isin(start, nodes).all():
         known_start = np.searchsorted(nodes, np.sort(start))
-    opened = free = median.solve(cost, replicas, rng, known_start)
+    opened = median.solve(cost, replicas, rng, known_start)
     near = min(len(nodes), max(200, 3 * len(nodes) // replicas))
     demand = float(weights.sum())
     if limits is None:
@@ -175,19 +180,34 @@ def place(problem: Problem, rng: np.random.Generator, start: Ints | None = None)
         bound = median_bound(cost, replicas, opened, steps)
     else:
         starts = [opened] if known_start is None else [opened, known_start]
-        restarts = int(np.clip(RESTART_WORK // cost.size, 0, RESTARTS_MAX))
-        steps = int(np.clip(CAPACITATED_WORK // cost.size, 30, BOUND_STEPS))
-        first, found = capacitated.improve(rtt, weights, limits, opened)
-        bound, sets = capacitated_bound(rtt, weights, limits, replicas, first, found.total, steps)
-        starts = [first, *starts[1:], *capacitated.cheapest(rtt, weights, limits, sets, STARTS)]
-        opened, found = capacitated.solve(rtt, weights, limits, replicas, starts, rng, restarts)
-        if found.unserved > 1e-6 * demand:
-            raise PlacementError(f"no room was found for {found.unserved:g} of a demand of {demand:g}")
-        objective = found.total
-        bound = max(bound, median_bound(cost, replicas, free, steps))
+        opened, objective, bound = within_limits(rtt, weights, limits, starts, rng, effort)
+        if objective == np.inf:
+            raise PlacementError(f"no room was found for a demand of {demand:g} within the capacities")
     bound = min(bound, objective)
     chosen = np.sort(nodes[opened])
     every, flow = flow_to(problem, chosen)
     mean, tail, missing = served(every, flow)
     gap = (objective - bound) / objective if objective > 0 else 0.0
     return Placement(chosen, mean, tail, bound / demand, gap, flow, missing)
+
+
+def within_limits(
+    rtt: Floats, weights: Floats, limits: Floats, starts: list[Ints], rng: np.random.Generator, effort: float
+) -> tuple[Ints, float, float]:
+    """Return open nodes, their total within the capacities (inf: no room was found) and a lower bound."""
+    replicas = len(starts[0])
+    tolerated = 1e-6 * float(weights.sum())
+    relaxation = Relaxation(rtt, weights, limits)
+    steps = int(np.clip(CAPACITATED_WORK // (rtt.size * relaxation.price), 30, BOUND_STEPS))
+    first, found = capacitated.improve(rtt, weights, limits, starts[0])
+    every = [(np.arange(rtt.shape[1]), replicas)]
+    relaxed = relaxation.solve(every, relaxation.start(first), found.total, steps)
+    starts = [first, *starts[1:], *capacitated.cheapest(rtt, weights, limits, relaxed.sets, STARTS)]
+    restarts = int(np.clip(RESTART_WORK // rtt.size, 0, RESTARTS_MAX))
+    opened, found = capacitated.solve(rtt, weights, limits, replicas, starts, rng, restarts)
+    if found.unserved > tolerated:
+        return opened, np.inf, relaxed.bound
+    search = Search(rtt, weights, limits, opened, found)
+    search.run(relaxed.multipliers, effort * BRANCH_WORK)
+    best = search.best
+    return best.opened, best.assignment.total, max(search.bound(), relaxed.bound * (1.0 - ROUNDING))

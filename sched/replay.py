@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,10 @@ from crossedge.sched.placement import Placement, PlacementError, Problem, place
 from crossedge.sched.sparse import DENSE_NODES, grouped_sparse
 
 HEADROOM = 1.2  # capacity of each node with --capacities, over an even share
+
+
+def silent(text: str) -> None:
+    """Tell nobody what is being done."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +49,10 @@ class Replay:
         """The completed matrix."""
         return self.completion.matrix
 
-    def as_json(self) -> dict[str, object]:
-        """Return what `--json` prints."""
+    def as_json(self, details: bool = False) -> dict[str, object]:
+        """Return what `--json` prints; `details` adds completion, tails of the baselines, and what a round
+        decided.
+        """
         names = self.matrix.names
         placements: list[dict[str, object]] = []
         for item in self.placed:
@@ -58,10 +64,13 @@ class Replay:
                 "p95_ms": ours.p95_ms,
                 "bound_ms": ours.bound_ms,
                 "gap": ours.gap,
-                "unserved": ours.unserved,
                 "baselines": {name: mean for name, (mean, _) in item.baselines.items()},
-                "baselines_p95_ms": {name: tail for name, (_, tail) in item.baselines.items()},
             }
+            placements.append(entry)
+            if not details:
+                continue
+            entry["unserved"] = ours.unserved
+            entry["baselines_p95_ms"] = {name: tail for name, (_, tail) in item.baselines.items()}
             if item.decision is not None:
                 entry["decision"] = {
                     "nodes": [names[node] for node in item.decision.nodes],
@@ -72,24 +81,27 @@ class Replay:
                     ],
                     "reason": item.decision.reason,
                 }
-            placements.append(entry)
-        return {
+        groups: dict[str, object] = {
+            "k": self.groups.k,
+            "silhouette": self.groups.silhouette,
+            "labels": self.labels,
+        }
+        result: dict[str, object] = {
             "nodes": self.matrix.size,
             "scale_ms": self.groups.scale_ms,
-            "completion": {
-                "estimator": self.completion.estimator,
-                "errors": self.completion.errors,
-                "lone": [names[node] for node in self.completion.lone],
-            },
-            "groups": {
-                "k": self.groups.k,
-                "silhouette": self.groups.silhouette,
-                "within_ms": self.groups.within_ms,
-                "labels": self.labels,
-            },
+            "groups": groups,
             "placements": placements,
             "seconds": self.seconds,
         }
+        if details:
+            groups["within_ms"] = self.groups.within_ms
+            groups["medoids"] = [names[node] for node in self.groups.medoids]
+            result["completion"] = {
+                "estimator": self.completion.estimator,
+                "errors": self.completion.errors,
+                "lone": [names[node] for node in self.completion.lone],
+            }
+        return result
 
 
 @dataclass(slots=True)
@@ -110,17 +122,26 @@ class Replayer:
     _groups: StableGroups = field(default_factory=StableGroups)
     _current: dict[int, list[str]] = field(default_factory=dict)
 
-    def replay(self, matrix: LatencyMatrix) -> Replay:
-        """Take one matrix through everything; PlacementError where the replicas do not fit."""
+    def replay(self, matrix: LatencyMatrix, progress: Callable[[str], None] = silent) -> Replay:
+        """Take one matrix through everything; PlacementError where the replicas do not fit.
+
+        `progress` is told what is being done, before it is.
+        """
         if matrix.size < 2:
             raise PlacementError("a matrix of fewer than two nodes has no latency to place by")
+        most = max(self.replicas, default=1)
+        if most > matrix.size:
+            raise PlacementError(f"{most} replicas on {matrix.size} nodes, expected 1 to {matrix.size}")
         rng = np.random.default_rng(self.seed)
+        missing = matrix.size * (matrix.size - 1) // 2 - len(matrix.pairs()[0])
+        progress(f"completing {missing} of {matrix.size * (matrix.size - 1) // 2} pairs")
         seconds: dict[str, float] = {}
         started = time.perf_counter()
         large = matrix.size > DENSE_NODES
         completion = completed(matrix, rng, "coordinates" if large else None)
         seconds["completion"] = time.perf_counter() - started
         rtt = completion.matrix.rtt
+        progress(f"grouping {matrix.size} nodes")
         started = time.perf_counter()
         if large:
             groups = grouped_sparse(spread_coordinates(matrix, rng), matrix.pairs(), rng)
@@ -132,6 +153,7 @@ class Replayer:
         seconds["placement"] = 0.0
         for count in self.replicas:
             problem = self.problem(rtt, count)
+            progress(f"placing {count} replicas")
             started = time.perf_counter()
             placement = place(problem, rng)
             seconds["placement"] += time.perf_counter() - started

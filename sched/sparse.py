@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_matrix, diags
 
+from crossedge.sched.consensus import candidates, chosen
 from crossedge.sched.coordinates import Coordinates
-from crossedge.sched.groups import (
+from crossedge.sched.groups import Grouping
+from crossedge.sched.matrix import Floats, Ints
+from crossedge.sched.spectral import (
     GROUPS_MAX,
     SCALE_MIN,
     SCALE_PARTS,
-    Grouping,
     Rounds,
     Spectrum,
-    chosen,
     leading,
     minimum_size,
 )
-from crossedge.sched.matrix import Floats, Ints
 
 DENSE_NODES = 4000  # up to here a full matrix is quick enough
 NEAR = 24  # estimated near neighbours of each node in the graph
@@ -73,12 +73,15 @@ def grouped_sparse(
     alone = np.asarray(np.diff(graph.indptr) == 0)
     scales = sorted({max(SCALE_MIN, middle * part) for part in SCALE_PARTS})
     spectra = [sparse_spectrum(graph, scale, GROUPS_MAX + 1) for scale in scales]
-    labels, score, part, gap = chosen(Rounds(block, sample), spectra, alone, minimum_size(n))
+    rounds = Rounds(block, sample)
+    best = chosen(candidates(rounds, spectra, alone, minimum_size(n)), n)
+    labels = best.labels if best else np.where(alone, -1, 0).astype(np.int64)
+    scale, score, gap = (best.scale_ms, best.silhouette, best.gap) if best else (scales[0], 0.0, 0.0)
     k = int(labels.max(initial=-1)) + 1
-    means = Rounds(block, sample).means(labels, k)
+    means = rounds.means(labels, k)
     medoids = np.array(
         [int(np.argmin(np.where(labels == g, means[:, g], np.inf))) for g in range(k)], dtype=np.int64
     )
     same = (labels[:, None] == labels[sample][None, :]) & (every[:, None] != sample[None, :])
     within = float(np.median(block[same])) if same.any() else 0.0
-    return Grouping(labels, k, part.scale_ms, score, gap, medoids, within)
+    return Grouping(labels, k, scale, score, gap, medoids, within)

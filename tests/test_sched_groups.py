@@ -68,10 +68,10 @@ def test_few_nodes_are_one_group(n: int) -> None:
 
 
 def test_sparse_way_finds_the_same_regions() -> None:
-    matrix, region = regions((120, 90, 60), seed=15)
+    matrix, region = regions((60, 45, 30), seed=15)
     rng = np.random.default_rng(0)
     pairs = matrix.pairs()
-    kept = rng.choice(len(pairs[0]), 4000, replace=False)
+    kept = rng.choice(len(pairs[0]), 2000, replace=False)
     measured = pairs[0][kept], pairs[1][kept], pairs[2][kept]
     result = grouped_sparse(fit(matrix.size, *measured, rng), measured, rng)
     assert same_partition(result.labels, region)
@@ -102,6 +102,14 @@ def test_identity_survives_nodes_that_come_and_go() -> None:
     assert second["d"] == first["d"]
     assert second["b"] == first["b"]
     assert second["e"] == first["b"]
+
+
+@pytest.mark.skipif(not DATA, reason="real matrices: CROSSEDGE_DATA is unset")
+def test_noise_moves_no_node_of_few() -> None:
+    rtt = read_matrix(Path(str(DATA)) / "aws21/aws.csv").rtt
+    first = grouped(rtt)
+    for seed in range(700, 720):  # without steadying, one in seven of these would move nine of the 21 nodes
+        assert (matched(first.labels, grouped(noisy(rtt, seed)).labels, 99) == first.labels).all()
 
 
 @pytest.mark.skipif(not DATA, reason="real matrices: CROSSEDGE_DATA is unset")

@@ -147,6 +147,29 @@ def test_service_follows_its_users_by_no_more_moves_than_the_cap() -> None:
     assert decision.moves == ()
 
 
+@pytest.mark.parametrize("cap", [1, 2])
+def test_every_move_over_many_rounds_passes_the_thresholds_and_the_cap(cap: int) -> None:
+    matrix, region = regions((12, 12, 12, 12), seed=16)
+    policy = Policy(gain_ms=5.0, gain_share=0.1, moves_max=cap)
+    random = np.random.default_rng(17)
+    current: list[int] = []
+    moved = 0
+    for cycle in range(24):
+        busy = (cycle // 6) % 4  # the users wander from region to region, and what is measured is noisy
+        weights = np.where(region == busy, 10.0, 1.0) * random.uniform(0.8, 1.2, 48)
+        problem = Problem(noisy(matrix.rtt, cycle), weights, 3)
+        decision = decide(problem, current, rng(), policy)
+        if current:
+            before, best = mean_of(problem, np.array(current)), decision.best.mean_ms
+            enough = before - best >= policy.gain_ms and before - best >= policy.gain_share * before
+            assert len(decision.moves) <= cap
+            assert not decision.moves or enough
+            assert len(set(decision.nodes.tolist()) - set(current)) == len(decision.moves)
+            moved += len(decision.moves)
+        current = decision.nodes.tolist()
+    assert 0 < moved <= 24
+
+
 def test_replica_on_a_node_that_is_gone_is_replaced_without_moving_the_others() -> None:
     matrix, _ = regions((10, 10, 10), seed=7)
     problem = Problem(matrix.rtt, np.ones(30), 3)

@@ -29,15 +29,16 @@ def run(*arguments: str) -> str:
 
 def test_json_has_the_promised_shape(world: Path) -> None:
     found = json.loads(run(str(world / "one.npz"), "--json", "--no-plots", "--replicas", "2,3"))
+    assert set(found) == {"nodes", "scale_ms", "groups", "placements", "seconds"}
     assert found["nodes"] == 32
     assert found["scale_ms"] > 0
-    assert set(found["groups"]) >= {"k", "silhouette", "labels"}
+    assert set(found["groups"]) == {"k", "silhouette", "labels"}
     assert found["groups"]["k"] == 3
     assert len(found["groups"]["labels"]) == 32
     assert [item["replicas"] for item in found["placements"]] == [2, 3]
     for item in found["placements"]:
-        assert set(item) >= {"replicas", "nodes", "mean_ms", "p95_ms", "bound_ms", "gap", "baselines"}
-        assert set(item["baselines"]) == {"random", "spread", "one-per-group", "greedy"}
+        assert set(item) == {"replicas", "nodes", "mean_ms", "p95_ms", "bound_ms", "gap", "baselines"}
+        assert set(item["baselines"]) == {"random", "spread-evenly", "one-per-group", "greedy"}
         assert item["bound_ms"] <= item["mean_ms"] <= min(item["baselines"].values()) + 1e-9
         assert len(item["nodes"]) == item["replicas"]
     assert set(found["seconds"]) == {"completion", "groups", "placement"}
@@ -51,9 +52,42 @@ def test_table_and_plots_are_made(world: Path) -> None:
         assert (world / "plots" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_long_form_with_missing_pairs_goes_the_whole_way_and_says_so(tmp_path: Path) -> None:
+    matrix, _ = regions((12, 9), seed=22)
+    rows, columns, rtt = matrix.pairs()
+    kept = np.random.default_rng(1).random(len(rtt)) < 0.6
+    lines = [
+        f"{matrix.names[row]},{matrix.names[column]},{time if keep else ''}"
+        for row, column, time, keep in zip(rows, columns, rtt, kept, strict=True)
+    ]
+    (tmp_path / "long.csv").write_text("source,dest,ms\n" + "\n".join(lines))
+    result = CliRunner().invoke(
+        scheduler,
+        [
+            "replay",
+            str(tmp_path / "long.csv"),
+            "--replicas=2",
+            "--no-plots",
+            "--json",
+            "--details",
+            "--progress",
+        ],
+        catch_exceptions=False,
+    )
+    found = json.loads(result.stdout)
+    assert found["groups"]["k"] == 2
+    assert found["completion"]["estimator"] in {"regional", "coordinates", "shortest-paths"}
+    assert found["groups"]["within_ms"] < 30.0
+    assert set(found["placements"][0]["baselines_p95_ms"]) == set(found["placements"][0]["baselines"])
+    said = result.stderr.splitlines()
+    assert said[0] == "long: reading"
+    assert f"long: completing {(~kept).sum()} of 210 pairs" in said
+    assert said[-1] == "long: placing 2 replicas"
+
+
 def test_noisy_second_round_keeps_groups_and_places(world: Path) -> None:
     files = str(world / "one.npz"), str(world / "two.npz")
-    one, two = json.loads(run(*files, "--json", "--no-plots", "--replicas", "3"))
+    one, two = json.loads(run(*files, "--json", "--details", "--no-plots", "--replicas", "3"))
     assert one["groups"]["labels"] == two["groups"]["labels"]
     assert "decision" not in one["placements"][0]
     decision = two["placements"][0]["decision"]
@@ -74,6 +108,7 @@ def test_capacities_are_an_option(world: Path) -> None:
         ("0\n", [], "fewer than two nodes"),
         ("0,1\n1,0\n", ["--replicas", "many"], "expected numbers such as"),
         ("0,1\n1,0\n", ["--replicas", "0"], "at least one replica"),
+        ("0,1\n1,0\n", ["--replicas", "1", "--details"], "--details goes with --json"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, content: str, options: list[str], says: str) -> None:
