@@ -694,7 +694,7 @@ class MeshPeer:
             reason = "relayed" if relayed else "direct"
         self._set_path(endpoints, size, reason)
         keepalive = self._port.keepalive(self)
-        for path in self.paths:
+        for path in self.paths.directs():  # a relay is asked as often as ever: it shows that we are in reach
             path.keepalive = keepalive
 
     def _set_path(self, endpoints: tuple[Endpoint, ...], size: int, reason: str) -> None:

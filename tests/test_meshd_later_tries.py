@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from crossedge.lab.internet import Conditions
-from crossedge.meshd.budget import ADDRESS_BURST, ADDRESS_RATE, SPRAY_BURST, SPRAY_RATE
+from crossedge.meshd.budget import (
+    ADDRESS_BURST,
+    ADDRESS_RATE,
+    SINGLE_OBSERVER_PACKETS,
+    SPRAY_BURST,
+    SPRAY_RATE,
+)
 from crossedge.meshd.candidates import Candidates
 from crossedge.meshd.latertries import SPRAY_PROBES, SPRAY_SOCKETS
 from crossedge.meshd.natplan import PAUSES, Method
@@ -46,8 +52,7 @@ def test_idle_way_from_a_fresh_socket_is_kept_and_its_socket_closed_with_the_ses
     world.run(ACTIVE_TIME + 60.0)
     assert world.ping(alice, bob, count=20).lost == []
     assert world.direct(alice, bob)
-    world.run(SESSION_IDLE + 10.0)  # before somebody looks whether anybody can be reached
-    assert not alice.peer(bob).active
+    assert world.wait(lambda: not alice.peer(bob).active, SESSION_IDLE + 5.0)
     assert len(alice.mesh.services.sockets) == 0
     assert len(alice.host._ports) == 1
 
@@ -191,6 +196,22 @@ def test_member_and_rendezvous_together_can_aim_one_purse_of_a_spray() -> None:
     assert SPRAY_PROBES < len(victim.received) <= plain + SPRAY_BURST + SPRAY_RATE * seconds
     assert bob.dropped["budget-spray"] > 0
     assert len(pings.answered) > 1000
+
+
+def test_server_that_lies_about_fresh_sockets_draws_ten_packets() -> None:
+    meeting = Meeting("linux", "linux", 1, loss=0.0)
+    world, alice, bob = meeting.world, meeting.alice, meeting.bob
+    host, victim = strangers_host(world)
+    for port in range(1024, 65_536):
+        host._ports[port] = host._ports[PORT]
+    world.net.failures.append(lambda packet, target: {packet.origin, target} == {alice.host, bob.host})
+    for node in (alice, bob):
+        later = node.mesh.members[(bob if node is alice else alice).certificate.node_id].later
+        node.mesh.scouted = lambda local, _, now, later=later: later.scouted(  # type: ignore[misc, assignment]
+            local, UdpEndpoint(host.addresses[0], 2000 + local), now
+        )
+    world.ping(alice, bob, count=3000, interval=0.1)
+    assert 0 < len(victim.received) <= 2 * SINGLE_OBSERVER_PACKETS, "ten from each side"
 
 
 def test_single_observer_is_not_enough_for_a_spray() -> None:
