@@ -24,6 +24,7 @@ from crossedge.meshd.dataplane import DataPlane
 from crossedge.meshd.desired import MARK
 from crossedge.meshd.events import LinkReady, MeshEvent, RoutesChanged, SocketsFreed
 from crossedge.meshd.inbound import Arrival
+from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.tun import TunShell
@@ -83,6 +84,7 @@ class Engine:
             inner=self._inner,
             wanted=self._wanted,
             moved=self._moved,
+            report=self._report,
             unknown=self._unknown,
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
@@ -212,6 +214,9 @@ class Engine:
 
     def _moved(self, link: Link, source: Endpoint, size: int) -> None:
         self.mesh.roamed(link, source, size, boottime())
+
+    def _report(self, link: Link, keypair: Keypair) -> None:
+        self.mesh.report(link, keypair, boottime())
 
     def _unknown(self, address: bytes) -> None:
         self.mesh.want_address(address, boottime())

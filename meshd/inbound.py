@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
-from crossedge.meshd.opener import Opener
+from crossedge.meshd.opener import Datagram, Opener
 from crossedge.meshd.reassembly import Reassembly
-from crossedge.meshd.superframe import HEADER, MAGIC, OVERHEAD, RECORD_DATAGRAMS
+from crossedge.meshd.superframe import HEADER, INDICES, MAGIC, OVERHEAD
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, remote_of
@@ -49,7 +50,7 @@ class _Batch:
         self.link = link
         self.keypair = keypair
         self.source = source
-        self.chunks: list[tuple[int, int, int, int, int]] = []
+        self.chunks: list[Datagram] = []
         self.packets: list[tuple[int, int, int, float]] = []
 
 
@@ -68,6 +69,7 @@ class Inbound:
         "_opener",
         "_packets",
         "_reassembly",
+        "_report",
     )
 
     def __init__(
@@ -78,6 +80,7 @@ class Inbound:
         control: Callable[[bytes, Endpoint, float], None],
         inner: Callable[[Link, bytes, Endpoint, float], None],
         moved: Callable[[Link, Endpoint, int], None],
+        report: Callable[[Link, Keypair], None],
         dropped: Counter[str],
     ) -> None:
         self._delivery = delivery
@@ -86,6 +89,7 @@ class Inbound:
         self._control = control
         self._inner = inner
         self._moved = moved
+        self._report = report
         self._dropped = dropped
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
@@ -111,6 +115,8 @@ class Inbound:
             link.session.data_received(now, size, batch.keypair)
             if batch.source not in link.endpoints:
                 self._moved(link, batch.source, opened * OVERHEAD + size)
+            if batch.chunks and batch.keypair.tally.due(now):
+                self._report(link, batch.keypair)
         for link, plaintext, source, stamp in spoken:
             self._inner(link, plaintext, source, stamp)
 
@@ -125,6 +131,18 @@ class Inbound:
         batch: _Batch | None = None
         known: tuple[int, Endpoint | None] = (-1, None)
         for start, end, segment, sender, stamp in arrivals:
+            if end - start > segment and (whole := _whole_record(buffer, start, end, segment)) is not None:
+                receiver, datagram = whole
+                if receiver != known[0] or sender is not known[1]:
+                    known = receiver, sender
+                    if known not in batches:
+                        batches[receiver, sender] = self._batch(receiver, sender, now)
+                    batch = batches[receiver, sender]
+                if batch is None:
+                    self._dropped["unknown-receiver"] += datagram[4]
+                else:
+                    batch.chunks.append(datagram)
+                continue
             for begin in range(start, end, segment):
                 at, stop = begin, min(begin + segment, end)
                 source: Endpoint = sender
@@ -148,7 +166,7 @@ class Inbound:
                 elif word != MAGIC:
                     batch.packets.append((counter, at, stop, stamp))
                 elif 0 < count <= RECORD_DATAGRAMS:
-                    batch.chunks.append((counter, index, at, stop, count))
+                    batch.chunks.append((counter, index, at, stop, count, 0))
                 else:
                     self._dropped["chunk-malformed"] += 1
         return [batch for batch in batches.values() if batch is not None]
@@ -206,3 +224,23 @@ class Inbound:
             self._dropped["relay-malformed"] += 1
         else:
             self._control(bytes(buffer[start:end]), source, stamp)
+
+
+def _whole_record(buffer: bytearray, start: int, end: int, segment: int) -> tuple[int, Datagram] | None:
+    """Return receiver index and record where a train looks like all chunks of one record, in order.
+
+    Only opening it tells whether it is one.
+    """
+    if segment < OVERHEAD:
+        return None
+    word, index, count, receiver, counter = HEADER.unpack_from(buffer, start)
+    if (
+        word != MAGIC
+        or index
+        or not 1 < count <= RECORD_DATAGRAMS
+        or end - start != count * segment
+        or buffer[start + 2 : end : segment] != INDICES[:count]
+        or HEADER.unpack_from(buffer, end - segment) != (MAGIC, count - 1, count, receiver, counter)
+    ):
+        return None
+    return receiver, (counter, 0, start, end, count, segment)

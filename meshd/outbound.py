@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from crossedge.meshd.checksum import complete
+from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.icmp import too_big
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair
 from crossedge.meshd.link import Link
@@ -123,7 +124,7 @@ class Outbound:
         self._wants: set[Link] = set()
         self._answered = float("-inf")
         self._answer_tokens = ANSWER_BURST
-        self.buffer = bytearray(SIZE + LARGEST_PACKET)
+        self.buffer = bytearray(SIZE + LARGEST_PACKET + RECORD_DATAGRAMS)
         """The TUN is read into this; `take` overwrites it."""
         self.view = memoryview(self.buffer)
         self._split = memoryview(bytearray(LARGEST_PACKET))
@@ -345,9 +346,14 @@ class Outbound:
             self._stage(link, stage, self.view[START:length])
             return
         self._seal(link, stage)
+        stage.sealed += len(packet)
+        if link.growth.datagrams > 1:
+            flags = PARTIAL_CHECKSUM | LAST_PIECE
+            FRAME.pack_into(self.buffer, START, flags, gso_type, gso_size, len(packet))
+            if self._frames.whole(link, stage.keypair, self.buffer, START, length):
+                return
         FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
         self._frames.pieces(link, stage.keypair, self.buffer, START, length, FRAME_SIZE + header, stride)
-        stage.sealed += len(packet)
 
     def _cut(
         self,
