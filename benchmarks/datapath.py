@@ -1,8 +1,8 @@
 """How fast the data path is, beside wireguard-go: `make bench-datapath` writes build/bench/datapath.json.
 
 Each system has two namespaces of its own, joined by a veth pair, and is measured in turn with the others (A B
-A B ...). The ratio of a pair of neighbouring runs is what counts, and the median of those is reported, because
-both ends, iperf3 and whatever else runs share the machine. Three conditions of the wire:
+A B ...). The ratio of a pair of neighbouring runs counts, and the median of those is reported, because both
+ends, iperf3 and whatever else runs share the machine. Three conditions of the wire:
 
 - offloaded: veth as the kernel makes it; a train passes as one packet;
 - gro: the sender's veth cuts trains into datagrams, the receiver's joins them again (GRO);
@@ -43,7 +43,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from crossedge.host.namespaces import mount
 from dataworld import (
     Authority,
     Crossedge,
@@ -55,6 +54,8 @@ from dataworld import (
     wireguard,
     wireguard_hub,
 )
+
+from crossedge.host.namespaces import mount
 
 FLAGS: Final = ("-nm", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
 INSIDE: Final = "CROSSEDGE_BENCH_NAMESPACE"
@@ -95,7 +96,8 @@ Figures = dict[str, float]
 
 
 def iperf(system: System, seconds: float, *words: str) -> dict[str, Any]:
-    """Run iperf3 from the left and return its summary."""
+    """Run iperf3 from the left, against a server of its own, and return its summary."""
+    system.listen()
     command = ["iperf3", "-J", "-c", system.target, "-t", f"{max(1, round(seconds))}", *words]
     answer = json.loads(run(system.left, *command, timeout=seconds + 60))
     if "error" in answer:
@@ -131,6 +133,7 @@ def tcp_and_pings(system: System, seconds: float) -> Figures:
         times = found.result()
     received = end["sum_received"]
     return {
+        "retransmits": float(end["sum_sent"].get("retransmits", 0)),
         "tcp_1": received["bits_per_second"] / 1e9,
         "rtt_loaded": statistics.mean(times),
         "cpu_per_gb": (system.cpu() - before) / (received["bytes"] / 1e9),

@@ -48,7 +48,9 @@ ETHTOOL: Final = {
 class World:
     """Two namespaces and what joins them."""
 
-    def __init__(self, stack: ExitStack, name: str, number: int, *, middle: bool = False, delay: float = 0.0):
+    def __init__(
+        self, stack: ExitStack, name: str, number: int, *, middle: bool = False, delay: float = 0.0
+    ) -> None:
         """`delay` is one-way, in milliseconds, on the left wire of a world with a middle."""
         self.stack = stack
         self.name = name
@@ -164,7 +166,7 @@ class System:
     target: str
     """Address of the right end inside the tunnel."""
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    source: str = ""
+    server: subprocess.Popen[bytes] | None = None
 
     def cpu(self) -> float:
         """Return the seconds of user and system time that the daemons have used."""
@@ -186,10 +188,19 @@ class System:
         return max(sizes)
 
     def serve(self) -> System:
-        """Start an iperf3 server at the right end, and see that the tunnel is up."""
-        self.world.popen(self.right, ["iperf3", "-s"], f"iperf3-{self.right.name}")
+        """See that the tunnel is up."""
         wait(f"{self.world.name}: {self.target} answers pings", self._answers)
         return self
+
+    def listen(self) -> None:
+        """Start an iperf3 server for one test at the right end: between two tests it would not listen."""
+        if self.server is not None:
+            self.server.kill()
+            self.server.wait()
+        with self.right.namespace:
+            words, quiet = ["iperf3", "-s", "-1"], subprocess.DEVNULL
+            self.server = subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet)
+        wait("iperf3 listens", lambda: run(self.right, "ss", "-Hltn", "sport", "=", ":5201").strip())
 
     def _answers(self) -> bool:
         with self.left.namespace:

@@ -39,6 +39,8 @@ class Arrival(NamedTuple):
     source: DirectEndpoint
     stamp: float
     """When the kernel received it, in seconds of CLOCK_BOOTTIME."""
+    stride: int = 0
+    """From the beginning of one datagram to that of the next, in bytes; 0: there is nothing between them."""
 
 
 class _Batch:
@@ -130,31 +132,21 @@ class Inbound:
         unpack = HEADER.unpack_from
         batch: _Batch | None = None
         known: tuple[int, Endpoint | None] = (-1, None)
-        for start, end, segment, sender, stamp in arrivals:
-            if end - start > segment and (whole := _whole_record(buffer, start, end, segment)) is not None:
-                receiver, datagram = whole
-                if receiver != known[0] or sender is not known[1]:
-                    known = receiver, sender
-                    if known not in batches:
-                        batches[receiver, sender] = self._batch(receiver, sender, now)
-                    batch = batches[receiver, sender]
-                if batch is None:
-                    self._dropped["unknown-receiver"] += datagram[4]
-                else:
-                    batch.chunks.append(datagram)
-                continue
-            for begin in range(start, end, segment):
-                at, stop = begin, min(begin + segment, end)
+        for start, end, segment, sender, stamp, apart in arrivals:
+            stride, at = apart or segment, start
+            while at < end:
+                begin, stop = at, min(at + segment, end)
+                at += stride
                 source: Endpoint = sender
-                if stop - at > RELAY_HEADER and buffer[at] == 0xCE and buffer[at + 1] == 2:
-                    source = self._channel(sender, unpack_header(buffer, at))
-                    at += RELAY_HEADER
-                if stop - at < OVERHEAD:
-                    self._other(buffer, at, stop, source, stamp)
+                if stop - begin > RELAY_HEADER and buffer[begin] == 0xCE and buffer[begin + 1] == 2:
+                    source = self._channel(sender, unpack_header(buffer, begin))
+                    begin += RELAY_HEADER
+                if stop - begin < OVERHEAD:
+                    self._other(buffer, begin, stop, source, stamp)
                     continue
-                word, index, count, receiver, counter = unpack(buffer, at)
+                word, index, count, receiver, counter = unpack(buffer, begin)
                 if word != MAGIC and (word != TRANSPORT or index or count):
-                    self._other(buffer, at, stop, source, stamp)
+                    self._other(buffer, begin, stop, source, stamp)
                     continue
                 if receiver != known[0] or source is not known[1]:
                     known = receiver, source
@@ -164,11 +156,20 @@ class Inbound:
                 if batch is None:
                     self._dropped["unknown-receiver"] += 1
                 elif word != MAGIC:
-                    batch.packets.append((counter, at, stop, stamp))
-                elif 0 < count <= RECORD_DATAGRAMS:
-                    batch.chunks.append((counter, index, at, stop, count, 0))
-                else:
+                    batch.packets.append((counter, begin, stop, stamp))
+                elif not 0 < count <= RECORD_DATAGRAMS:
                     self._dropped["chunk-malformed"] += 1
+                elif (
+                    count > 1
+                    and not index
+                    and (past := begin + count * stride - stride + stop - begin) <= end
+                    and buffer[begin + 2 : past : stride] == INDICES[:count]
+                    and unpack(buffer, past - stop + begin) == (word, count - 1, count, receiver, counter)
+                ):  # all chunks of a record side by side, as far as one sees before it is opened
+                    batch.chunks.append((counter, 0, begin, past, count, stop - begin, stride))
+                    at += (count - 1) * stride
+                else:
+                    batch.chunks.append((counter, index, begin, stop, count, 0, 0))
         return [batch for batch in batches.values() if batch is not None]
 
     def _batch(self, receiver: int, source: Endpoint, now: float) -> _Batch | None:
@@ -224,23 +225,3 @@ class Inbound:
             self._dropped["relay-malformed"] += 1
         else:
             self._control(bytes(buffer[start:end]), source, stamp)
-
-
-def _whole_record(buffer: bytearray, start: int, end: int, segment: int) -> tuple[int, Datagram] | None:
-    """Return receiver index and record where a train looks like all chunks of one record, in order.
-
-    Only opening it tells whether it is one.
-    """
-    if segment < OVERHEAD:
-        return None
-    word, index, count, receiver, counter = HEADER.unpack_from(buffer, start)
-    if (
-        word != MAGIC
-        or index
-        or not 1 < count <= RECORD_DATAGRAMS
-        or end - start != count * segment
-        or buffer[start + 2 : end : segment] != INDICES[:count]
-        or HEADER.unpack_from(buffer, end - segment) != (MAGIC, count - 1, count, receiver, counter)
-    ):
-        return None
-    return receiver, (counter, 0, start, end, count, segment)

@@ -371,6 +371,11 @@ class Mesh:
         self._queued.discard(type(event))
         return event
 
+    @property
+    def stirred(self) -> bool:
+        """Whether something waits to be pumped or handed out, after calls that the data path made."""
+        return bool(self._touched or self._events or self._control.transmits)
+
     def _pump(self) -> None:
         now = self._now
         for _ in range(PUMPS_MAX):

@@ -44,10 +44,11 @@ from crossedge.wire.errors import WireError
 BASE: Final = SIZE - FRAME_SIZE  # where a frame begins, so that its packet has a virtio header's room
 
 
-Datagram = tuple[int, int, int, int, int, int]
-"""A superframe datagram in the receive buffer: counter, index, start, end, count, 0. They sort by counter.
+Datagram = tuple[int, int, int, int, int, int, int]
+"""A superframe datagram in the receive buffer: counter, index, start, end, count, 0, 0. They sort by counter.
 
-Or a train that looks like all chunks of a record, in order: the last number is then the length of each.
+Or what looks like all chunks of a record, in order: the last two numbers are then the length of each and the
+distance from one to the next.
 """
 
 
@@ -150,7 +151,7 @@ class Opener:
         A single datagram of whole frames has no shape. Raises InvalidTag, WireError.
         """
         view, open_into = self._view, aead.decrypt_into
-        counter, index, start, end, _, _ = run[0]
+        counter, index, start, end, _, _, _ = run[0]
         size = end - start - OVERHEAD
         stop = BASE + size
         open_into(nonce(counter, 1, index), received[start + HEADER_SIZE : end], None, view[BASE:stop])
@@ -161,7 +162,7 @@ class Opener:
         if count == 1:
             return stop, shape, bool(shape.flags & LAST_PIECE)
         stride = shape.stride
-        _, _, start, end, _, _ = run[-1]
+        _, _, start, end, _, _, _ = run[-1]
         last_size = end - start - OVERHEAD
         stop = BASE + (count - 1) * stride + last_size
         if stop > len(view) or last_size <= shape.head:
@@ -170,7 +171,7 @@ class Opener:
         first_end = bytes(view[seam])
         last = 0
         at = BASE + count * stride
-        for counter, index, start, end, _, _ in reversed(run[1:]):
+        for counter, index, start, end, _, _, _ in reversed(run[1:]):
             at -= stride
             open_into(
                 (counter << 32 | 0x100 | index).to_bytes(12, "little"),
@@ -236,7 +237,7 @@ class Opener:
         replay = keypair.chunk_replay
         opened: list[_Opened] = []
         size = 0
-        for counter, index, start, end, _, _ in run:
+        for counter, index, start, end, _, _, _ in run:
             if not replay.check(counter):
                 self._dropped["replay"] += 1
                 continue
@@ -298,11 +299,11 @@ class Opener:
         The usual case, all its chunks in one batch, needs no reassembly. What does not open like that goes
         chunk by chunk.
         """
-        counter, index, start, end, count, segment = datagrams[first]
+        counter, index, start, end, count, segment, stride = datagrams[first]
         after = first + 1
         parts: list[memoryview] = []
         if segment:
-            parts = [received[at + HEADER_SIZE : at + segment] for at in range(start, end, segment)]
+            parts = [received[at + HEADER_SIZE : at + segment] for at in range(start, end, stride)]
         elif not index and len(datagrams) - first >= count:
             after = first + count
             group = datagrams[first:after]
@@ -345,7 +346,7 @@ class Opener:
         source: Endpoint,
         now: float,
     ) -> tuple[int, int]:
-        counter, index, start, end, count, _ = datagram
+        counter, index, start, end, count, _, _ = datagram
         if source not in link.endpoints:
             self._dropped["chunk-source"] += 1
             return 0, 0
@@ -401,12 +402,12 @@ class Opener:
 def _singles(
     received: memoryview, keypair: Keypair, train: Datagram, dropped: Counter[str]
 ) -> Iterator[Datagram]:
-    """Yield the chunks of what looked like a record's train and was none."""
-    _, _, start, end, _, segment = train
-    for at in range(start, end, segment):
+    """Yield the chunks of what looked like a record side by side and was none."""
+    _, _, start, end, _, segment, stride = train
+    for at in range(start, end, stride):
         word, index, count, receiver, counter = HEADER.unpack_from(received, at)
         if word == MAGIC and receiver == keypair.local_index and 1 < count <= RECORD_DATAGRAMS:
-            yield counter, index, at, at + segment, count, 0
+            yield counter, index, at, at + segment, count, 0, 0
         else:
             dropped["chunk-malformed"] += 1
 
@@ -422,12 +423,12 @@ def _run_end(datagrams: list[Datagram], first: int) -> int:
     Where a counter comes twice, only opening tells which is genuine, and a forged one must not part its
     neighbours: then it is the end of all consecutive counters.
     """
-    counter, index, start, end, _, _ = datagrams[first]
+    counter, index, start, end, _, _, _ = datagrams[first]
     size = end - start
     same = True
     total = len(datagrams)
     for after in range(first + 1, total):
-        next_counter, next_index, start, end, count, _ = datagrams[after]
+        next_counter, next_index, start, end, count, _, _ = datagrams[after]
         if next_counter != counter + 1 or count != 1:
             if next_counter == counter and count == 1:
                 return _consecutive_end(datagrams, after)

@@ -31,7 +31,7 @@ from crossedge.meshd.packet import (
     transport_header,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
-from crossedge.meshd.segment import fragments, split
+from crossedge.meshd.segment import fragments, mend, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.superframe import (
     FRAME,
@@ -399,13 +399,51 @@ class Outbound:
             return
         self._seal(link, stage)
         stage.sealed += len(packet)
-        if link.growth.datagrams > 1:
-            flags = PARTIAL_CHECKSUM | LAST_PIECE
-            FRAME.pack_into(buffer, START, flags, gso_type, gso_size, len(packet))
-            if self._frames.whole(link, stage.keypair, buffer, START, length):
-                return
+        if link.growth.datagrams > 1 and self._records(
+            link, stage, buffer, length, layout, header, gso_type, gso_size
+        ):
+            return
         FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
         self._frames.pieces(link, stage.keypair, buffer, START, length, FRAME_SIZE + header, stride)
+
+    def _records(
+        self,
+        link: Link,
+        stage: _Stage,
+        buffer: bytearray,
+        length: int,
+        layout: Layout,
+        header: int,
+        gso_type: int,
+        gso_size: int,
+    ) -> bool:
+        """Send a super-packet as records of several datagrams; False, and nothing sent, where none fits.
+
+        If one record has no room for all of it, it becomes several super-packets, in place: the headers of
+        each are written over the end of the one before, which is sealed already.
+        """
+        packet = memoryview(buffer)[SIZE:length]
+        head, payload = FRAME_SIZE + header, len(packet) - header
+        most = (self._frames.record_room(link) - head) // gso_size * gso_size
+        if most <= 0:
+            return False
+        parts = -(-payload // most)
+        step = -(-payload // parts // gso_size) * gso_size if parts > 1 else payload
+        template = bytes(packet[:header])
+        for before in range(0, payload, step):
+            after = min(before + step, payload)
+            start, end = START + before, SIZE + header + after
+            behind = buffer[end : end + RECORD_DATAGRAMS]
+            if parts > 1:
+                part = packet[before : header + after]
+                part[:header] = template
+                mend(part, layout, before, gso_size, after == payload)
+            FRAME.pack_into(
+                buffer, start, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, end - start - FRAME_SIZE
+            )
+            self._frames.whole(link, stage.keypair, buffer, start, end)
+            buffer[end : end + RECORD_DATAGRAMS] = behind
+        return True
 
     def _cut(
         self,

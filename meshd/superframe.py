@@ -169,24 +169,32 @@ class SuperframeSealer:
                 train.send()
                 used = count = 0
 
-    def whole(self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int) -> bool:
-        """Seal the frames `buffer[start:end]` as one record; False where that would be too long for now.
+    def record_room(self, link: Link) -> int:
+        """Return how much plaintext, in bytes, the longest record for now has room for."""
+        chunk = room(link) + TAG_SIZE
+        count = min(link.growth.datagrams, self._train.capacity(link, HEADER_SIZE + chunk))
+        return count * chunk - TAG_SIZE
+
+    def whole(self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int) -> None:
+        """Seal the frames `buffer[start:end]`, no more than `record_room`, as one record.
 
         Up to `RECORD_DATAGRAMS` bytes behind them are overwritten.
         """
         aead = keypair.chunks_send
+        if aead is None:
+            raise ValueError("superframes are not agreed under this keypair")
         most = room(link) + TAG_SIZE
         count = -(-(end - start + TAG_SIZE) // most)
-        if aead is None or not 1 < count <= link.growth.datagrams:
-            return False
+        if count == 1:
+            with memoryview(buffer) as view:
+                self._seal(link, keypair, aead, view[start:end])
+            return
         size = -(-(end - start + TAG_SIZE) // count)
         padding = count * size - TAG_SIZE - (end - start)
         buffer[end : end + padding] = bytes(padding)
         train = self._train
         train.send()
         segment = HEADER_SIZE + size
-        if count > train.capacity(link, segment):
-            return False
         counter = keypair.reserve_chunks(count)
         sealed = self._view[: count * size]
         with memoryview(buffer) as view:
@@ -200,7 +208,6 @@ class SuperframeSealer:
             at = after
         train.load(link, segment, count, at)
         train.send()
-        return True
 
     def _seal(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> None:
         """Seal a record of one datagram."""
