@@ -124,7 +124,11 @@ class Opener:
         if run[-1][0] - counter != count - 1:  # there are copies among them
             return self._one_by_one(link, keypair, aead, received, run)
         replay = keypair.chunk_replay
-        if replay.check_range(counter, count) != (1 << count) - 1:
+        if count == 1:
+            fresh = replay.check(counter)
+        else:
+            fresh = replay.check_range(counter, count) == (1 << count) - 1
+        if not fresh:
             return self._one_by_one(link, keypair, aead, received, run)
         try:
             end, shape, last = self._open_run(aead, received, run)
@@ -135,7 +139,10 @@ class Opener:
             keypair.tally.add(counter, 1)
             self._dropped[error.reason] += count
             return 1, _size(run[0])
-        replay.commit_range(counter, count)
+        if count == 1:
+            replay.commit(counter)
+        else:
+            replay.commit_range(counter, count)
         keypair.tally.add(counter, count)
         if shape is None:
             self._frames(link, end)

@@ -94,6 +94,9 @@ class SuperframeSealer:
         if aead is None:
             return len(ends)
         limit = room(link)
+        if ends[-1] <= limit:
+            self._seal(link, keypair, aead, frames)
+            return 0
         records: list[tuple[int, int]] = []
         start = end = 0
         for after in ends:
