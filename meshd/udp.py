@@ -216,12 +216,6 @@ class UdpShell:
         entry = self._entry(endpoint)
         if entry is None:
             return
-        if len(train) <= segment and not entry.backlog and isinstance(endpoint, UdpEndpoint):
-            try:
-                entry.socket.sendto(train, endpoint)
-                return
-            except OSError:
-                pass  # again, with all that may follow
         sent = 0 if entry.backlog else self._push(entry, train, segment, endpoint)
         if sent < len(train):
             self._wait(entry, train[sent:], segment, endpoint)
