@@ -136,9 +136,10 @@ class Receiver:
         start = slot * _NAME
         return self._names[start : start + count * _NAME] == self._names[start : start + _NAME] * count
 
-    def is_train(self, length: int, stamps: bool) -> bool:
-        """Tell by the length of its control messages whether a slot may hold a train."""
-        return length > (_STAMP_ALONE if stamps else 0)
+    @staticmethod
+    def is_train(length: int) -> bool:
+        """Tell by the length of its control messages whether a slot may hold a train: more than a stamp."""
+        return length not in (0, _STAMP_ALONE)
 
     def control(self, slot: int, length: int) -> tuple[int, float]:
         """Return the size of a train's datagrams and the kernel's stamp in Unix time, each 0 if not there."""

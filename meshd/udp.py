@@ -159,7 +159,7 @@ class UdpShell:
         except OSError as error:  # an error of an earlier send, kept by the socket
             self._count("receive", error)
             return True
-        buffer, stamps = receiver.buffer, entry.kernel.stamps
+        buffer = receiver.buffer
         now = self._clock()
         shift: float | None = None
         slot, total = 0, len(found)
@@ -172,7 +172,7 @@ class UdpShell:
                 continue
             segment, stamp = size, now
             superframe = buffer[at] == 0xCE and buffer[at + 1] == 0x03
-            if superframe and not receiver.is_train(controlled, stamps):
+            if superframe and not receiver.is_train(controlled):
                 slot = self._alike(found, first)
             elif controlled:
                 cut, unix = receiver.control(first, controlled)

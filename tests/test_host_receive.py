@@ -46,7 +46,7 @@ def test_each_datagram_has_its_slot_its_source_and_its_stamp(family: int) -> Non
         segment, stamp = receiver.control(slot, controlled)
         assert segment == 0
         assert abs(time.time() - stamp) < 5
-        assert not receiver.is_train(controlled, stamps=True)
+        assert not receiver.is_train(controlled)
     assert receiver.one_name(1, 2)
     assert not receiver.one_name(0, 2)
     assert receiver.read(here.socket.fileno()) == []
@@ -68,8 +68,8 @@ def test_a_train_tells_how_long_its_datagrams_are(family: int, stamps: bool) -> 
         (size, _, controlled), (alone, _, single) = read(receiver, here)
         assert (size, alone) == (len(data), 5)
         assert receiver.buffer[:size] == data
-        assert receiver.is_train(controlled, stamps)
-        assert not receiver.is_train(single, stamps)
+        assert receiver.is_train(controlled)
+        assert not receiver.is_train(single)
         assert receiver.control(0, controlled)[0] == 1000
         assert bool(receiver.control(1, single)[1]) == stamps
     here.close()
