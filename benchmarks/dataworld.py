@@ -24,9 +24,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from crossedge.lab.demo import pod_addresses
+from crossedge.host.tun import GSO_MAX_SIZE, MTU
 from crossedge.lab.demo_mesh import call, each, program
-from crossedge.lab.network import attach_pod
 from crossedge.lab.sites import FORWARDING, Port, Site, join, macs, make_site
 from crossedge.lab.topology import Conditions
 from crossedge.lab.workers import Worker
@@ -35,6 +34,7 @@ from crossedge.wire.bundle import Bundle
 ROOT: Final = Path("/run/bench")
 PATIENCE: Final = 30.0  # seconds that a daemon may take to answer, a pair to be direct
 WIREGUARD_PORT: Final = 51820
+GATEWAY: Final = "169.254.0.1"  # of pods
 NUMBERS: Final = macs()
 
 ETHTOOL: Final = {
@@ -232,6 +232,24 @@ class Authority:
         return Bundle.from_text(bundle.read_bytes())
 
 
+def pod_address(bundle: Bundle) -> str:
+    """Return the second address of a node's IPv4 pod prefix."""
+    return str(next(prefix for prefix in bundle.certificate.prefixes if prefix.version == 4)[2])
+
+
+def attach_pod(stack: ExitStack, node: Site, name: str, address: str) -> Site:
+    """Make a pod as the plugin does: a routed veth pair whose super-packets fit the TUN."""
+    pod = make_site(stack, name, NUMBERS)
+    inside, outside = pod.port("eth0"), node.port("pod")
+    join(inside, outside, mtu=MTU, gso_max_size=GSO_MAX_SIZE)
+    pod.address(inside, f"{address}/32")
+    pod.neighbour(inside, GATEWAY, outside.mac)
+    pod.route("0.0.0.0/0", inside.index, GATEWAY)
+    node.neighbour(outside, address, inside.mac)
+    node.route(f"{address}/32", outside.index)
+    return pod
+
+
 class Crossedge:
     """Daemons of crossedge in a world, and its rendezvous: in the middle, else beside the right one."""
 
@@ -297,9 +315,9 @@ class Crossedge:
         world = self.world
         sites, target = [world.left, world.right], str(self.bundles["right"].certificate.overlay4)
         if pods:
-            found = {side: pod_addresses(bundle)[0] for side, bundle in self.bundles.items()}
+            found = {side: pod_address(bundle) for side, bundle in self.bundles.items()}
             sites = [
-                attach_pod(world.stack, world.site(s), f"pod-{world.name}-{s}", 0, [found[s]], NUMBERS)
+                attach_pod(world.stack, world.site(s), f"pod-{world.name}-{s}", found[s])
                 for s in ("left", "right")
             ]
             target = found["right"]
