@@ -67,6 +67,12 @@ bench-cni: $(STAMP) ## Measure ADD and DEL beside bridge + host-local, into buil
 	@bash .ci/tools required /usr/lib/cni/bridge:containernetworking-plugins
 	@$(BIN)/python benchmarks/cni.py
 
+.PHONY: bench-datapath
+bench-datapath: $(STAMP) ## Measure the data path beside wireguard-go (25 minutes), into build/bench/datapath.json
+	@bash .ci/tools required $(DEMO_TOOLS) ethtool:ethtool iperf3:iperf3
+	@bash .ci/tools optional go:golang-go wireguard-go:wireguard-go
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/datapath.py $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, import rules and spelling
 	$(BIN)/ruff check .

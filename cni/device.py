@@ -36,6 +36,7 @@ from crossedge.host.namespaces import Namespace
 from crossedge.host.neighbours import Neighbour, list_neighbours, set_neighbour
 from crossedge.host.netlink import Address, Batch, Netlink, NetlinkError, Network
 from crossedge.host.routes import Route, list_routes, set_route
+from crossedge.host.tun import GSO_MAX_SIZE
 
 GROUP: Final = 0xCE5E
 """Group of our links at the host's side: by it they are known for ours."""
@@ -130,7 +131,7 @@ def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, mtu: i
     add_veth(
         batch,
         VethEnd(entry.host, mac=host_mac, mtu=mtu, group=GROUP),
-        VethEnd(entry.interface, netns.fileno(), mac=mac, mtu=mtu),
+        VethEnd(entry.interface, netns.fileno(), mac=mac, mtu=mtu, gso_max_size=GSO_MAX_SIZE),
     )
     _run(netlink, batch)
     inside, outside = get_link(pod, entry.interface), get_link(netlink, entry.host)

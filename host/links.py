@@ -106,6 +106,8 @@ class VethEnd:
     """The index it shall have; 0: the kernel picks one. That of the peer counts only if both are given."""
     mtu: int = 0
     group: int = 0
+    gso_max_size: int = 0
+    """Longest super-packet that leaves by it, in bytes; 0: the kernel's own bound."""
 
 
 def check_name(name: str) -> str:
@@ -127,6 +129,8 @@ def _end(end: VethEnd, flags: int = 0, extra: bytes = b"") -> bytes:
         body.append(attribute_u32(IFLA_MTU, end.mtu))
     if end.group:
         body.append(attribute_u32(IFLA_GROUP, end.group))
+    if end.gso_max_size:
+        body.append(attribute_u32(IFLA_GSO_MAX_SIZE, end.gso_max_size))
     return b"".join(body) + extra
 
 

@@ -32,6 +32,7 @@ from crossedge.meshd.packet import (
     UDP_HEADER,
     Layout,
     addresses,
+    claimed_length,
 )
 from crossedge.meshd.segment import (
     HEADER_CHECKSUM,
@@ -106,6 +107,10 @@ class _Growing:
 
     def follows(self, packet: memoryview, segment: _Segment) -> bool:
         """Tell whether a packet of this flow continues what is here."""
+        return self.continues(segment) and (_signature(packet, self.layout, segment.header) == self.signature)
+
+    def continues(self, segment: _Segment) -> bool:
+        """Tell whether a packet whose headers are alike continues what is here."""
         first, last = self.first, self.next
         if (
             segment.payload > first.payload
@@ -120,7 +125,7 @@ class _Growing:
                 return False
         elif self.count >= UDP_SEGMENTS:
             return False
-        return _signature(packet, self.layout, segment.header) == self.signature
+        return True
 
     def append(self, packet: memoryview, segment: _Segment) -> None:
         """Take the payload of a packet that follows."""
@@ -164,17 +169,51 @@ class _Growing:
 class Coalescer:
     """Takes packets in order and writes them to the sink, alone or joined; `flush` lets the rest go."""
 
-    __slots__ = ("_flows", "_sink", "_spare", "joined")
+    __slots__ = ("_flows", "_last", "_sink", "_spare", "joined")
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._flows: dict[tuple[int, bytes], _Growing] = {}
         self._spare: list[_Growing] = []
+        self._last: tuple[object, _Growing, tuple[int, bytes]] | None = None
         self.joined = 0
         """Packets that went into super-packets."""
 
-    def add(self, frame: memoryview, layout: Layout, virtio: Header) -> None:
-        """Take one valid packet at `frame[SIZE:]` and the virtio header with which it would go alone."""
+    def extend(self, owner: object, packet: memoryview) -> bool:
+        """Take a packet with a whole checksum, not looked at yet, if it plainly continues the last one.
+
+        It came from the same `owner` then, its headers are those of a packet that was found valid, addresses
+        and all, but for what changes along a flow, and its length and checksum are right. Else nothing is
+        done.
+        """
+        if self._last is None or self._last[0] is not owner:
+            return False
+        _, growing, key = self._last
+        layout, size = growing.layout, len(packet)
+        if (
+            size <= growing.first.header
+            or _signature(packet, layout, growing.first.header) != growing.signature
+        ):
+            return False
+        segment = _read(packet, layout, partial=False)
+        if (
+            segment is None
+            or claimed_length(packet) != size
+            or not growing.continues(segment)
+            or not growing.vouch()
+            or not _is_right(packet, layout)
+        ):
+            return False
+        growing.append(packet, segment)
+        if segment.push or segment.payload < growing.first.payload:
+            self._finish(key)
+        return True
+
+    def add(self, frame: memoryview, layout: Layout, virtio: Header, owner: object = None) -> None:
+        """Take one valid packet at `frame[SIZE:]` and the virtio header with which it would go alone.
+
+        `owner` is whom it came from, for `extend`.
+        """
         packet = frame[SIZE:]
         gso_type = _GSO_TYPES.get((layout.version, layout.protocol))
         if layout.fragment or gso_type is None or layout.transport != _PLAIN_HEADERS[layout.version]:
@@ -191,6 +230,7 @@ class Coalescer:
                 and (virtio.flags or _is_right(packet, layout))
             ):
                 growing.append(packet, segment)
+                self._last = owner, growing, key
                 if segment.push or segment.payload < growing.first.payload:
                     self._finish(key)
                 return
@@ -207,6 +247,7 @@ class Coalescer:
             self._finish(next(iter(self._flows)))
         growing = self._flows[key] = self._spare.pop() if self._spare else _Growing()
         growing.begin(frame, layout, virtio, segment)
+        self._last = owner, growing, key
 
     def flush(self) -> None:
         """Write everything that still grows, in the order in which it began."""
@@ -215,6 +256,7 @@ class Coalescer:
 
     def _finish(self, key: tuple[int, bytes]) -> None:
         growing = self._flows.pop(key)
+        self._last = None
         frame, virtio = growing.finish()
         if growing.count > 1:
             self.joined += growing.count

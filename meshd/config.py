@@ -182,8 +182,8 @@ class MeshdConfig(Settings):
     static_peer: Annotated[tuple[StaticPeer, ...], AfterValidator(_distinct)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged to stderr."""
-    disable_offloads: tuple[Literal["gso", "gro", "tso", "uso", "stamps", "superframes"], ...] = ()
-    """Offloads not to use even where the kernel has them (for faults in a driver)."""
+    disable_offloads: tuple[Literal["gso", "gro", "tso", "uso", "stamps", "superframes", "aes"], ...] = ()
+    """Offloads not to use even where kernel or CPU have them (for faults in a driver)."""
 
 
 CONFIG_FILE = Path("/etc/crossedge/meshd.toml")

@@ -255,7 +255,8 @@ class Daemon:
 
     async def _settings(self, tun: Tun) -> MeshSettings:
         config, bundle = self._config, self._identity.bundle
-        aeads = Aeads.CHACHA20_POLY1305 | (Aeads.AES_256_GCM if has_aes() else Aeads(0))
+        aes = has_aes() and "aes" not in config.disable_offloads
+        aeads = Aeads.CHACHA20_POLY1305 | (Aeads.AES_256_GCM if aes else Aeads(0))
         return MeshSettings(
             certificate=bundle.certificate,
             ca_public=bundle.ca,

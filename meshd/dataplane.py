@@ -44,6 +44,7 @@ class DataPlane:
         inner: Callable[[Link, bytes, Endpoint, float], None],
         wanted: Callable[[Link], None],
         moved: Callable[[Link, Endpoint, int], None],
+        report: Callable[[Link, Keypair], None] = lambda *_: None,
         unknown: Callable[[bytes], None] = lambda _: None,
         offloads: Offloads = ALL_OFFLOADS,
         mtu: int = MTU,
@@ -60,6 +61,7 @@ class DataPlane:
           per drain;
         - `moved(link, source, size)`: something genuine and new came from where the link does not send to, in
           datagrams of so many bytes, in-session messages not counted; once per batch;
+        - `report(link, keypair)`: the link's peer is due a word on what was received under this keypair;
         - `unknown(address)`: nobody known has the destination of a packet of ours, which waits for `claim` a
           while and is counted as dropped until then; per packet;
         - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
@@ -69,7 +71,7 @@ class DataPlane:
         self._sink = Sink(write, offloads)
         self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
         self._outbound = Outbound(policy, self._sink, transmit, wanted, unknown, self.dropped)
-        self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, self.dropped)
+        self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, report, self.dropped)
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take

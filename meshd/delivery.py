@@ -39,6 +39,10 @@ class Delivery:
         """How many packets were written inside of super-packets that were made here."""
         return self._coalescer.joined
 
+    def follows(self, link: Link, packet: memoryview) -> bool:
+        """Take a packet with a whole checksum if it plainly continues the last one (`Coalescer.extend`)."""
+        return self._coalescer.extend(link, packet)
+
     def frame(
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
     ) -> None:
@@ -52,7 +56,7 @@ class Delivery:
             self._dropped[error.reason] += 1
             return
         if virtio.gso_type == GSO_NONE:
-            self._coalescer.add(frame, layout, virtio)
+            self._coalescer.add(frame, layout, virtio, link)
         else:
             self._coalescer.flush()
             self._sink.write(frame, virtio, layout)

@@ -24,6 +24,7 @@ from crossedge.meshd.dataplane import DataPlane
 from crossedge.meshd.desired import MARK
 from crossedge.meshd.events import LinkReady, MeshEvent, RoutesChanged, SocketsFreed
 from crossedge.meshd.inbound import Arrival
+from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.tun import TunShell
@@ -83,6 +84,7 @@ class Engine:
             inner=self._inner,
             wanted=self._wanted,
             moved=self._moved,
+            report=self._report,
             unknown=self._unknown,
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
@@ -91,6 +93,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
         self._due_at = 0.0
+        self._stirred = False
         self._extra: list[UdpSocket] = []
         self._tun = self._tun_shell(tun)
         self.udp = UdpShell(
@@ -189,11 +192,13 @@ class Engine:
 
     def _receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         self.plane.inbound(buffer, arrivals, now)
-        self.settle()
+        if self._stirred or self.mesh.stirred:
+            self.settle()
 
     def _flush(self, now: float) -> None:
         self.plane.flush(now)
-        self.settle()
+        if self._stirred or self.mesh.stirred:
+            self.settle()
 
     def _write(self, frame: memoryview) -> None:
         self._tun.write(frame)
@@ -202,21 +207,31 @@ class Engine:
         self.udp.transmit(endpoint, train, segment)
 
     def _control(self, datagram: bytes, source: Endpoint, _: float) -> None:
+        self._stirred = True
         self.mesh.receive(datagram, source, boottime())
 
     def _inner(self, link: Link, plaintext: bytes, source: Endpoint, stamp: float) -> None:
+        self._stirred = True
         self.mesh.receive_inner(link, plaintext, source, boottime(), stamp)
 
     def _wanted(self, link: Link) -> None:
+        self._stirred = True
         self.mesh.want_session(link, boottime())
 
     def _moved(self, link: Link, source: Endpoint, size: int) -> None:
+        self._stirred = True
         self.mesh.roamed(link, source, size, boottime())
 
+    def _report(self, link: Link, keypair: Keypair) -> None:
+        self._stirred = True
+        self.mesh.report(link, keypair, boottime())
+
     def _unknown(self, address: bytes) -> None:
+        self._stirred = True
         self.mesh.want_address(address, boottime())
 
     def _too_big(self, endpoint: Endpoint, size: int) -> None:
+        self._stirred = True
         self.mesh.datagram_too_big(endpoint, boottime(), size)
 
     def _blocked(self, yes: bool) -> None:
@@ -225,7 +240,11 @@ class Engine:
     # --- Draining the core ------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Hand out what the core says and sends, then set the timer for when it wants to be called."""
+        """Hand out what the core says and sends, then set the timer for when it wants to be called.
+
+        Packets alone do not stir the core: it need not be asked after every one.
+        """
+        self._stirred = False
         try:
             self._drain()
         except Exception:  # a fault in handling one event must not leave the mesh without a timer

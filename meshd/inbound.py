@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
-from crossedge.meshd.opener import Opener
+from crossedge.meshd.opener import Datagram, Opener
 from crossedge.meshd.reassembly import Reassembly
-from crossedge.meshd.superframe import HEADER, MAGIC, OVERHEAD, RECORD_DATAGRAMS
+from crossedge.meshd.superframe import HEADER, INDICES, MAGIC, OVERHEAD
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, remote_of
@@ -38,6 +39,8 @@ class Arrival(NamedTuple):
     source: DirectEndpoint
     stamp: float
     """When the kernel received it, in seconds of CLOCK_BOOTTIME."""
+    stride: int = 0
+    """From the beginning of one datagram to that of the next, in bytes; 0: there is nothing between them."""
 
 
 class _Batch:
@@ -49,7 +52,7 @@ class _Batch:
         self.link = link
         self.keypair = keypair
         self.source = source
-        self.chunks: list[tuple[int, int, int, int, int]] = []
+        self.chunks: list[Datagram] = []
         self.packets: list[tuple[int, int, int, float]] = []
 
 
@@ -68,6 +71,7 @@ class Inbound:
         "_opener",
         "_packets",
         "_reassembly",
+        "_report",
     )
 
     def __init__(
@@ -78,6 +82,7 @@ class Inbound:
         control: Callable[[bytes, Endpoint, float], None],
         inner: Callable[[Link, bytes, Endpoint, float], None],
         moved: Callable[[Link, Endpoint, int], None],
+        report: Callable[[Link, Keypair], None],
         dropped: Counter[str],
     ) -> None:
         self._delivery = delivery
@@ -86,6 +91,7 @@ class Inbound:
         self._control = control
         self._inner = inner
         self._moved = moved
+        self._report = report
         self._dropped = dropped
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
@@ -111,6 +117,8 @@ class Inbound:
             link.session.data_received(now, size, batch.keypair)
             if batch.source not in link.endpoints:
                 self._moved(link, batch.source, opened * OVERHEAD + size)
+            if batch.chunks and batch.keypair.tally.due(now):
+                self._report(link, batch.keypair)
         for link, plaintext, source, stamp in spoken:
             self._inner(link, plaintext, source, stamp)
 
@@ -124,19 +132,21 @@ class Inbound:
         unpack = HEADER.unpack_from
         batch: _Batch | None = None
         known: tuple[int, Endpoint | None] = (-1, None)
-        for start, end, segment, sender, stamp in arrivals:
-            for begin in range(start, end, segment):
-                at, stop = begin, min(begin + segment, end)
+        for start, end, segment, sender, stamp, apart in arrivals:
+            stride, at = apart or segment, start
+            while at < end:
+                begin, stop = at, min(at + segment, end)
+                at += stride
                 source: Endpoint = sender
-                if stop - at > RELAY_HEADER and buffer[at] == 0xCE and buffer[at + 1] == 2:
-                    source = self._channel(sender, unpack_header(buffer, at))
-                    at += RELAY_HEADER
-                if stop - at < OVERHEAD:
-                    self._other(buffer, at, stop, source, stamp)
+                if stop - begin > RELAY_HEADER and buffer[begin] == 0xCE and buffer[begin + 1] == 2:
+                    source = self._channel(sender, unpack_header(buffer, begin))
+                    begin += RELAY_HEADER
+                if stop - begin < OVERHEAD:
+                    self._other(buffer, begin, stop, source, stamp)
                     continue
-                word, index, count, receiver, counter = unpack(buffer, at)
+                word, index, count, receiver, counter = unpack(buffer, begin)
                 if word != MAGIC and (word != TRANSPORT or index or count):
-                    self._other(buffer, at, stop, source, stamp)
+                    self._other(buffer, begin, stop, source, stamp)
                     continue
                 if receiver != known[0] or source is not known[1]:
                     known = receiver, source
@@ -146,11 +156,20 @@ class Inbound:
                 if batch is None:
                     self._dropped["unknown-receiver"] += 1
                 elif word != MAGIC:
-                    batch.packets.append((counter, at, stop, stamp))
-                elif 0 < count <= RECORD_DATAGRAMS:
-                    batch.chunks.append((counter, index, at, stop, count))
-                else:
+                    batch.packets.append((counter, begin, stop, stamp))
+                elif not 0 < count <= RECORD_DATAGRAMS:
                     self._dropped["chunk-malformed"] += 1
+                elif (
+                    count > 1
+                    and not index
+                    and (past := begin + count * stride - stride + stop - begin) <= end
+                    and buffer[begin + 2 : past : stride] == INDICES[:count]
+                    and unpack(buffer, past - stop + begin) == (word, count - 1, count, receiver, counter)
+                ):  # all chunks of a record side by side, as far as one sees before it is opened
+                    batch.chunks.append((counter, 0, begin, past, count, stop - begin, stride))
+                    at += (count - 1) * stride
+                else:
+                    batch.chunks.append((counter, index, begin, stop, count, 0, 0))
         return [batch for batch in batches.values() if batch is not None]
 
     def _batch(self, receiver: int, source: Endpoint, now: float) -> _Batch | None:

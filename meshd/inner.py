@@ -56,6 +56,12 @@ are big-endian. Each message starts with
         | serial u64               | size of the list| the part
         +--------------------------+-----------------+--- ... ---+
     8 Bye             number: 0; nothing more. The session is idle and its sender forgets it
+    9 Report          number: the receiver index of the keypair, as in the superframes that it speaks of
+        8                          16                         24
+        +--------------------------+--------------------------+
+        | end u64                  | opened u64               |
+        +--------------------------+--------------------------+
+        so many superframe datagrams were opened, of those with numbers (counter + index) below the end
 
 A version, bit or type that is not known is no error: unknown types are dropped and counted.
 """
@@ -73,7 +79,7 @@ from crossedge.wire.errors import WireError
 
 VERSION: Final = 1
 HELLO, PROBE, PROBE_REPLY, STATEMENT, PLACE = 1, 2, 3, 4, 5
-BLOCKLIST_ASK, BLOCKLIST_PART, BYE = 6, 7, 8
+BLOCKLIST_ASK, BLOCKLIST_PART, BYE, REPORT = 6, 7, 8, 9
 FLAG: Final = 1  # a Hello's "heard", a probe's "answer in full"
 FLAG_ANSWER: Final = 2  # of a Hello
 LENGTH_MAX: Final = 0xFFFF
@@ -85,6 +91,7 @@ _REPLY = struct.Struct(">QQQH")
 _STATEMENT = struct.Struct(">HH")
 _BLOCKLIST_ASK = struct.Struct(">Q")
 _BLOCKLIST_PART = struct.Struct(">QI")
+_REPORT = struct.Struct(">QQ")
 NODE_ID: Final = 16
 NEIGHBOURS_MAX: Final = 8
 _NEIGHBOUR = NODE_ID + COORDINATES_SIZE
@@ -229,7 +236,20 @@ class Bye:
         return _pack(BYE, 0, 0, b"")
 
 
-Inner = Hello | Probe | ProbeReply | Statement | Place | BlocklistAsk | BlocklistPart | Bye
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How many superframe datagrams have come under the keypair with this receiver index, of how many."""
+
+    receiver: int
+    end: int
+    opened: int
+
+    def encode(self) -> bytes:
+        """Return the plaintext."""
+        return _pack(REPORT, 0, self.receiver, _REPORT.pack(self.end, self.opened))
+
+
+Inner = Hello | Probe | ProbeReply | Statement | Place | BlocklistAsk | BlocklistPart | Bye | Report
 
 
 def _nano(seconds: float) -> int:
@@ -302,6 +322,9 @@ def decode(plaintext: bytes) -> Inner:
         return BlocklistPart(serial, total, number, bytes(plaintext[start:length]))
     if kind == BYE:
         return Bye()
+    if kind == REPORT:
+        _need(body, _REPORT)
+        return Report(number, *_REPORT.unpack_from(plaintext, _HEADER.size))
     raise WireError("unknown-type", f"in-session message {kind}")
 
 

@@ -30,6 +30,7 @@ from crossedge.meshd.constants import (
     TRANSPORT_OVERHEAD,
     MessageType,
 )
+from crossedge.meshd.growth import Tally
 from crossedge.meshd.replay import ReplayWindow
 
 Aead = AESGCM | ChaCha20Poly1305
@@ -89,6 +90,7 @@ class Keypair:
         "send",
         "send_counter",
         "send_key",
+        "tally",
     )
 
     def __init__(
@@ -117,6 +119,7 @@ class Keypair:
         self.chunks_receive: Aead | None = None
         self.chunk_counter = 0
         self.chunk_replay = ReplayWindow()
+        self.tally = Tally()
         self.erased = False
 
     def reserve(self, count: int = 1) -> int:

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from crossedge.meshd.growth import Growth
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.virtio import GSO_TYPES
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint
@@ -57,6 +58,7 @@ class Link:
         "agreed",
         "datagram_size",
         "endpoints",
+        "growth",
         "gso",
         "largest_chunk",
         "name",
@@ -89,6 +91,8 @@ class Link:
         """Types of super-packets that the peer can write."""
         self.largest_chunk = LARGEST_DATAGRAM
         """The longest superframe datagram that the peer takes, in bytes."""
+        self.growth = Growth()
+        """How long records may be."""
         self.queue: deque[bytes] = deque()
         """Frames (virtio header and packet) that wait for a session, an endpoint or the hello."""
         self.queued_bytes = 0
@@ -107,6 +111,8 @@ class Link:
         """
         relayed = any(isinstance(endpoint, RelayEndpoint) for endpoint in endpoints)
         self.overhead = RELAY_HEADER if relayed else 0
+        if endpoints != self.endpoints:
+            self.growth.restart()
         self.endpoints = endpoints
         self.datagram_size = max(SMALLEST_DATAGRAM, min(datagram_size, LARGEST_DATAGRAM)) - self.overhead
 

@@ -23,6 +23,7 @@ from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import MeshEvent, ReachChanged, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
+from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.latencyplane import LatencyPlane
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh_control import ControlPlane
@@ -265,6 +266,14 @@ class Mesh:
             owner.receive_inner(message, len(plaintext), source, now, now if stamp is None else stamp)
         self._pump()
 
+    def report(self, link: Link, keypair: Keypair, now: float) -> None:
+        """Tell a link's peer what was received of its superframes under a keypair."""
+        self._now = now
+        owner = self._owners.get(link)
+        if isinstance(owner, MeshPeer):
+            tally = keypair.tally
+            owner.talk.say(inner.Report(keypair.local_index, tally.end, tally.opened).encode(), now)
+
     def roamed(self, link: Link, source: Endpoint, size: int, now: float) -> None:
         """Note that the data path opened `size` bytes of this link from where it does not send to."""
         self._now = now
@@ -361,6 +370,11 @@ class Mesh:
         event = self._events.popleft()
         self._queued.discard(type(event))
         return event
+
+    @property
+    def stirred(self) -> bool:
+        """Whether something waits to be pumped or handed out, after calls that the data path made."""
+        return bool(self._touched or self._events or self._control.transmits)
 
     def _pump(self) -> None:
         now = self._now

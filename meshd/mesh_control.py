@@ -138,7 +138,7 @@ class ControlPlane:
         self._finds = Finds(self.dropped)
         self._epochs: dict[bytes, int] = {}
         self._probed = float("-inf")
-        self._transmits: deque[Transmit | Late] = deque()
+        self.transmits: deque[Transmit | Late] = deque()
         self._say(now)
 
     # --- Rendezvous -------------------------------------------------------------------------------------
@@ -557,22 +557,22 @@ class ControlPlane:
         self, destination: Endpoint, datagram: bytes, ttl: int | None = None, local: int = 0
     ) -> None:
         """Queue a datagram."""
-        if len(self._transmits) >= TRANSMITS_MAX:
+        if len(self.transmits) >= TRANSMITS_MAX:
             self.dropped["transmit-queue"] += 1
             return
-        self._transmits.append(Transmit(destination, datagram, ttl, local))
+        self.transmits.append(Transmit(destination, datagram, ttl, local))
 
     def transmit_late(self, destination: Endpoint, make: Make) -> None:
         """Queue a datagram that is made when it leaves."""
-        if len(self._transmits) >= TRANSMITS_MAX:
+        if len(self.transmits) >= TRANSMITS_MAX:
             self.dropped["transmit-queue"] += 1
             return
-        self._transmits.append(Late(destination, make))
+        self.transmits.append(Late(destination, make))
 
     def poll_transmit(self, clock: Callable[[], float]) -> Transmit | None:
         """Return the next datagram to send; it leaves at what `clock` says."""
-        while self._transmits:
-            first = self._transmits.popleft()
+        while self.transmits:
+            first = self.transmits.popleft()
             if isinstance(first, Transmit):
                 return first
             datagram = first.make(clock)

@@ -12,11 +12,14 @@ what opened is joined by copying. A counter is checked before and committed afte
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
+from crossedge.meshd.constants import TAG_SIZE
 from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import TCP, Layout, outline, transport_header
@@ -26,8 +29,10 @@ from crossedge.meshd.superframe import (
     FRAME,
     FRAME_FLAGS,
     FRAME_SIZE,
+    HEADER,
     HEADER_SIZE,
     LAST_PIECE,
+    MAGIC,
     OVERHEAD,
     PARTIAL_CHECKSUM,
     nonce,
@@ -39,8 +44,12 @@ from crossedge.wire.errors import WireError
 BASE: Final = SIZE - FRAME_SIZE  # where a frame begins, so that its packet has a virtio header's room
 
 
-Datagram = tuple[int, int, int, int, int]
-"""A superframe datagram in the receive buffer: counter, index, start, end, count. They sort by counter."""
+Datagram = tuple[int, int, int, int, int, int, int]
+"""A superframe datagram in the receive buffer: counter, index, start, end, count, 0, 0. They sort by counter.
+
+Or what looks like all chunks of a record, in order: the last two numbers are then the length of each and the
+distance from one to the next.
+"""
 
 
 class _Opened(NamedTuple):
@@ -99,8 +108,7 @@ class Opener:
                 after = _run_end(datagrams, first)
                 one = self._run(link, keypair, aead, received, datagrams[first:after])
             else:
-                after = first + 1
-                one = self._chunk(link, keypair, aead, received, datagrams[first], source, now)
+                after, one = self._record(link, keypair, aead, received, datagrams, first, source, now)
             first = after
             opened += one[0]
             size += one[1]
@@ -116,7 +124,11 @@ class Opener:
         if run[-1][0] - counter != count - 1:  # there are copies among them
             return self._one_by_one(link, keypair, aead, received, run)
         replay = keypair.chunk_replay
-        if replay.check_range(counter, count) != (1 << count) - 1:
+        if count == 1:
+            fresh = replay.check(counter)
+        else:
+            fresh = replay.check_range(counter, count) == (1 << count) - 1
+        if not fresh:
             return self._one_by_one(link, keypair, aead, received, run)
         try:
             end, shape, last = self._open_run(aead, received, run)
@@ -124,9 +136,14 @@ class Opener:
             return self._one_by_one(link, keypair, aead, received, run)
         except WireError as error:
             replay.commit(counter)
+            keypair.tally.add(counter, 1)
             self._dropped[error.reason] += count
             return 1, _size(run[0])
-        replay.commit_range(counter, count)
+        if count == 1:
+            replay.commit(counter)
+        else:
+            replay.commit_range(counter, count)
+        keypair.tally.add(counter, count)
         if shape is None:
             self._frames(link, end)
         else:
@@ -141,7 +158,7 @@ class Opener:
         A single datagram of whole frames has no shape. Raises InvalidTag, WireError.
         """
         view, open_into = self._view, aead.decrypt_into
-        counter, index, start, end, _ = run[0]
+        counter, index, start, end, _, _, _ = run[0]
         size = end - start - OVERHEAD
         stop = BASE + size
         open_into(nonce(counter, 1, index), received[start + HEADER_SIZE : end], None, view[BASE:stop])
@@ -152,7 +169,7 @@ class Opener:
         if count == 1:
             return stop, shape, bool(shape.flags & LAST_PIECE)
         stride = shape.stride
-        _, _, start, end, _ = run[-1]
+        _, _, start, end, _, _, _ = run[-1]
         last_size = end - start - OVERHEAD
         stop = BASE + (count - 1) * stride + last_size
         if stop > len(view) or last_size <= shape.head:
@@ -161,7 +178,7 @@ class Opener:
         first_end = bytes(view[seam])
         last = 0
         at = BASE + count * stride
-        for counter, index, start, end, _ in reversed(run[1:]):
+        for counter, index, start, end, _, _, _ in reversed(run[1:]):
             at -= stride
             open_into(
                 (counter << 32 | 0x100 | index).to_bytes(12, "little"),
@@ -227,7 +244,7 @@ class Opener:
         replay = keypair.chunk_replay
         opened: list[_Opened] = []
         size = 0
-        for counter, index, start, end, _ in run:
+        for counter, index, start, end, _, _, _ in run:
             if not replay.check(counter):
                 self._dropped["replay"] += 1
                 continue
@@ -239,6 +256,7 @@ class Opener:
                 self._dropped["bad-tag"] += 1
                 continue
             replay.commit(counter)
+            keypair.tally.add(counter, 1)
             opened.append(_Opened(counter, index, plaintext))
             size += len(plaintext)
         first = 0
@@ -272,6 +290,59 @@ class Opener:
 
     # --- Records of several datagrams ---------------------------------------------------------------------
 
+    def _record(
+        self,
+        link: Link,
+        keypair: Keypair,
+        aead: Aead,
+        received: memoryview,
+        datagrams: list[Datagram],
+        first: int,
+        source: Endpoint,
+        now: float,
+    ) -> tuple[int, tuple[int, int]]:
+        """Open the record that begins at `first`; returns where the next begins, and what `open` returns.
+
+        The usual case, all its chunks in one batch, needs no reassembly. What does not open like that goes
+        chunk by chunk.
+        """
+        counter, index, start, end, count, segment, stride = datagrams[first]
+        after = first + 1
+        parts: list[memoryview] = []
+        if segment:
+            parts = [received[at + HEADER_SIZE : at + segment] for at in range(start, end, stride)]
+        elif not index and len(datagrams) - first >= count:
+            after = first + count
+            group = datagrams[first:after]
+            if [each[:2] for each in group] == [(counter, place) for place in range(count)]:
+                parts = [received[each[2] + HEADER_SIZE : each[3]] for each in group]
+            else:
+                after = first + 1
+        if parts and source in link.endpoints and keypair.chunk_replay.check(counter):
+            sealed = b"".join(parts)
+            stop = BASE + len(sealed) - TAG_SIZE
+            if len(sealed) == count * len(parts[0]) and stop <= len(self._view):
+                try:
+                    aead.decrypt_into(nonce(counter, count), sealed, None, self._view[BASE:stop])
+                except InvalidTag:
+                    pass
+                else:
+                    keypair.chunk_replay.commit(counter)
+                    keypair.tally.add(counter, count)
+                    self._reassembly.discard((keypair.local_index, counter))
+                    self._frames(link, stop)
+                    return after, (count, stop - BASE)
+        opened = size = 0
+        for datagram in (
+            _singles(received, keypair, datagrams[first], self._dropped)
+            if segment
+            else datagrams[first:after]
+        ):
+            one = self._chunk(link, keypair, aead, received, datagram, source, now)
+            opened += one[0]
+            size += one[1]
+        return after, (opened, size)
+
     def _chunk(
         self,
         link: Link,
@@ -282,7 +353,7 @@ class Opener:
         source: Endpoint,
         now: float,
     ) -> tuple[int, int]:
-        counter, index, start, end, count = datagram
+        counter, index, start, end, count, _, _ = datagram
         if source not in link.endpoints:
             self._dropped["chunk-source"] += 1
             return 0, 0
@@ -299,6 +370,7 @@ class Opener:
                 self._dropped["bad-tag"] += 1
                 continue
             keypair.chunk_replay.commit(counter)
+            keypair.tally.add(counter, count)
             self._reassembly.discard(record)
             stop = BASE + len(plaintext)
             if stop > len(self._view):
@@ -334,6 +406,19 @@ class Opener:
             self._delivery.frame(link, frame, gso_type, gso_size, bool(flags & PARTIAL_CHECKSUM))
 
 
+def _singles(
+    received: memoryview, keypair: Keypair, train: Datagram, dropped: Counter[str]
+) -> Iterator[Datagram]:
+    """Yield the chunks of what looked like a record side by side and was none."""
+    _, _, start, end, _, segment, stride = train
+    for at in range(start, end, stride):
+        word, index, count, receiver, counter = HEADER.unpack_from(received, at)
+        if word == MAGIC and receiver == keypair.local_index and 1 < count <= RECORD_DATAGRAMS:
+            yield counter, index, at, at + segment, count, 0, 0
+        else:
+            dropped["chunk-malformed"] += 1
+
+
 def _size(datagram: Datagram) -> int:
     """Return the plaintext's length."""
     return datagram[3] - datagram[2] - OVERHEAD
@@ -345,12 +430,12 @@ def _run_end(datagrams: list[Datagram], first: int) -> int:
     Where a counter comes twice, only opening tells which is genuine, and a forged one must not part its
     neighbours: then it is the end of all consecutive counters.
     """
-    counter, index, start, end, _ = datagrams[first]
+    counter, index, start, end, _, _, _ = datagrams[first]
     size = end - start
     same = True
     total = len(datagrams)
     for after in range(first + 1, total):
-        next_counter, next_index, start, end, count = datagrams[after]
+        next_counter, next_index, start, end, count, _, _ = datagrams[after]
         if next_counter != counter + 1 or count != 1:
             if next_counter == counter and count == 1:
                 return _consecutive_end(datagrams, after)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 from crossedge.meshd.checksum import complete
+from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.icmp import too_big
+from crossedge.meshd.joining import UdpRun
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
@@ -29,7 +31,7 @@ from crossedge.meshd.packet import (
     transport_header,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
-from crossedge.meshd.segment import fragments, split
+from crossedge.meshd.segment import fragments, mend, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.superframe import (
     FRAME,
@@ -48,6 +50,7 @@ from crossedge.meshd.virtio import (
     GSO_ECN,
     GSO_NONE,
     GSO_PROTOCOLS,
+    GSO_UDP_L4,
     HEADER,
     NEEDS_CHECKSUM,
     SIZE,
@@ -87,6 +90,8 @@ class Outbound:
         "_frames",
         "_packets",
         "_policy",
+        "_run",
+        "_run_of",
         "_sink",
         "_spare",
         "_split",
@@ -123,14 +128,20 @@ class Outbound:
         self._wants: set[Link] = set()
         self._answered = float("-inf")
         self._answer_tokens = ANSWER_BURST
-        self.buffer = bytearray(SIZE + LARGEST_PACKET)
+        self.buffer = bytearray(SIZE + LARGEST_PACKET + RECORD_DATAGRAMS)
         """The TUN is read into this; `take` overwrites it."""
         self.view = memoryview(self.buffer)
         self._split = memoryview(bytearray(LARGEST_PACKET))
+        self._run = UdpRun()
+        self._run_of: tuple[Link, _Stage] | None = None
 
     def take(self, length: int, now: float) -> None:
         """Take the frame (virtio header and packet) in the first `length` bytes of the buffer."""
         buffer = self.buffer
+        if self._run_of is not None:
+            if self._run.append(buffer, length, self.view):
+                return
+            self._close_run()
         version = buffer[SIZE] >> 4
         if version == 4 and length >= SIZE + IPV4_HEADER:
             verdict = self._policy.outbound(bytes(self.view[SIZE + 12 : SIZE + 20]))
@@ -156,11 +167,13 @@ class Outbound:
         gso_type &= ~GSO_ECN
         try:
             if gso_type == GSO_NONE:
+                if flags and self._begin_run(verdict, stage, length):
+                    return
                 self._packet(verdict, stage, length, bool(flags & NEEDS_CHECKSUM), start, offset, now)
             elif not flags & NEEDS_CHECKSUM:
                 raise WireError("gso-checksum")
             else:
-                self._super_packet(verdict, stage, length, gso_type, gso_size, start, now)
+                self._super_packet(verdict, stage, buffer, length, gso_type, gso_size, start, now)
         except WireError:
             self._dropped["outbound-malformed"] += 1
         except CounterExhaustedError:
@@ -168,6 +181,8 @@ class Outbound:
 
     def flush(self, now: float) -> None:
         """Seal and send what was staged, and tell the sessions."""
+        if self._run_of is not None:
+            self._close_run()
         for link, stage in self._stages.items():
             self._seal(link, stage)
         self._train.send()
@@ -303,12 +318,52 @@ class Outbound:
             frame = memoryview(bytearray(bytes(SIZE) + answer))
             self._sink.write(frame, Header(0, GSO_NONE, 0, 0, 0, 0), dissect(answer))
 
+    # --- Runs of UDP packets -------------------------------------------------------------------------------
+
+    def _begin_run(self, link: Link, stage: _Stage, length: int) -> bool:
+        """Keep a UDP packet back to join others to it; False where it is none that could be joined."""
+        if (
+            not stage.superframes
+            or GSO_UDP_L4 not in link.gso
+            or length - START > superframe_room(link)
+            or not self._run.begin(self.view[:length])
+        ):
+            return False
+        self._run_of = link, stage
+        return True
+
+    def _close_run(self) -> None:
+        """Send what was kept back, which `_super_packet` need not cut: each packet fits a datagram."""
+        if self._run_of is None:
+            return
+        (link, stage), run = self._run_of, self._run
+        self._run_of = None
+        length = run.finish()
+        _, gso_type, _, gso_size, start, _ = HEADER.unpack_from(run.buffer)
+        try:
+            if gso_type == GSO_NONE:
+                FRAME.pack_into(run.buffer, START, PARTIAL_CHECKSUM, GSO_NONE, 0, length - SIZE)
+                self._stage(link, stage, run.view[START:length])
+            else:
+                self._super_packet(link, stage, run.buffer, length, gso_type, gso_size, start, 0.0)
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+
     # --- Super-packets -------------------------------------------------------------------------------------
 
     def _super_packet(
-        self, link: Link, stage: _Stage, length: int, gso_type: int, gso_size: int, start: int, now: float
+        self,
+        link: Link,
+        stage: _Stage,
+        buffer: bytearray,
+        length: int,
+        gso_type: int,
+        gso_size: int,
+        start: int,
+        now: float,
     ) -> None:
-        packet = self.view[SIZE:length]
+        view = memoryview(buffer)
+        packet = view[SIZE:length]
         layout = dissect(packet)
         header = transport_header(packet, layout)
         if (
@@ -339,15 +394,56 @@ class Outbound:
             self._cut(link, stage, packet, layout, header, gso_size, now)
             return
         if payload <= stride:
-            FRAME.pack_into(
-                self.buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, len(packet)
-            )
-            self._stage(link, stage, self.view[START:length])
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, len(packet))
+            self._stage(link, stage, view[START:length])
             return
         self._seal(link, stage)
-        FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
-        self._frames.pieces(link, stage.keypair, self.buffer, START, length, FRAME_SIZE + header, stride)
         stage.sealed += len(packet)
+        if link.growth.datagrams > 1 and self._records(
+            link, stage, buffer, length, layout, header, gso_type, gso_size
+        ):
+            return
+        FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
+        self._frames.pieces(link, stage.keypair, buffer, START, length, FRAME_SIZE + header, stride)
+
+    def _records(
+        self,
+        link: Link,
+        stage: _Stage,
+        buffer: bytearray,
+        length: int,
+        layout: Layout,
+        header: int,
+        gso_type: int,
+        gso_size: int,
+    ) -> bool:
+        """Send a super-packet as records of several datagrams; False, and nothing sent, where none fits.
+
+        If one record has no room for all of it, it becomes several super-packets, in place: the headers of
+        each are written over the end of the one before, which is sealed already.
+        """
+        packet = memoryview(buffer)[SIZE:length]
+        head, payload = FRAME_SIZE + header, len(packet) - header
+        most = (self._frames.record_room(link) - head) // gso_size * gso_size
+        if most <= 0:
+            return False
+        parts = -(-payload // most)
+        step = -(-payload // parts // gso_size) * gso_size if parts > 1 else payload
+        template = bytes(packet[:header])
+        for before in range(0, payload, step):
+            after = min(before + step, payload)
+            start, end = START + before, SIZE + header + after
+            behind = buffer[end : end + RECORD_DATAGRAMS]
+            if parts > 1:
+                part = packet[before : header + after]
+                part[:header] = template
+                mend(part, layout, before, gso_size, after == payload)
+            FRAME.pack_into(
+                buffer, start, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, end - start - FRAME_SIZE
+            )
+            self._frames.whole(link, stage.keypair, buffer, start, end)
+            buffer[end : end + RECORD_DATAGRAMS] = behind
+        return True
 
     def _cut(
         self,

@@ -96,6 +96,11 @@ def split(
         else:
             _WORD.pack_into(out, transport + UDP_LENGTH, 0)
         constant += ones_sum(out[transport:header])
+    head_sum = 0
+    if layout.version == 4:
+        for field in (TOTAL_LENGTH, IDENTIFICATION, HEADER_CHECKSUM):
+            _WORD.pack_into(out, field, 0)
+        head_sum = ones_sum(out[:transport])
     size = len(packet)
     for start in range(header, size, stride):
         end = min(start + stride, size)
@@ -103,9 +108,9 @@ def split(
         out[header:length] = packet[start:end]
         set_length(out, layout.version, length)
         if layout.version == 4:
-            index = (start - header) // stride
-            _WORD.pack_into(out, IDENTIFICATION, (identification + index) & 0xFFFF)
-            renew_header_checksum(out, transport)
+            number = (identification + (start - header) // stride) & 0xFFFF
+            _WORD.pack_into(out, IDENTIFICATION, number)
+            _WORD.pack_into(out, HEADER_CHECKSUM, complement(head_sum + length + number))
         total = constant + length - transport
         if tcp:
             own = flags if end == size else flags & ~_AT_LAST

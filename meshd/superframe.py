@@ -43,9 +43,10 @@ from struct import Struct
 from typing import Final
 
 from crossedge.meshd.constants import TAG_SIZE
+from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
-from crossedge.meshd.train import TRAIN_SEGMENTS, Train
+from crossedge.meshd.train import Train
 
 MAGIC: Final = 0x03CE  # CE 03, read as a little-endian word
 HEADER: Final = Struct("<HBBIQ")
@@ -59,7 +60,7 @@ LAST_PIECE: Final = 2
 FRAME_FLAGS: Final = PARTIAL_CHECKSUM | LAST_PIECE
 
 POSITIONS: Final = 256  # pieces of one super-packet
-RECORD_DATAGRAMS: Final = TRAIN_SEGMENTS  # so that a record is one train
+INDICES: Final = bytes(range(RECORD_DATAGRAMS))
 PADDING_SHARE: Final = 8  # a record is padded by up to an eighth of its length to stay in its train
 
 
@@ -93,6 +94,9 @@ class SuperframeSealer:
         if aead is None:
             return len(ends)
         limit = room(link)
+        if ends[-1] <= limit:
+            self._seal(link, keypair, aead, frames)
+            return 0
         records: list[tuple[int, int]] = []
         start = end = 0
         for after in ends:
@@ -167,6 +171,46 @@ class SuperframeSealer:
                 train.load(link, segment, count, used)
                 train.send()
                 used = count = 0
+
+    def record_room(self, link: Link) -> int:
+        """Return how much plaintext, in bytes, the longest record for now has room for."""
+        chunk = room(link) + TAG_SIZE
+        count = min(link.growth.datagrams, self._train.capacity(link, HEADER_SIZE + chunk))
+        return count * chunk - TAG_SIZE
+
+    def whole(self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int) -> None:
+        """Seal the frames `buffer[start:end]`, no more than `record_room`, as one record.
+
+        Up to `RECORD_DATAGRAMS` bytes behind them are overwritten.
+        """
+        aead = keypair.chunks_send
+        if aead is None:
+            raise ValueError("superframes are not agreed under this keypair")
+        most = room(link) + TAG_SIZE
+        count = -(-(end - start + TAG_SIZE) // most)
+        if count == 1:
+            with memoryview(buffer) as view:
+                self._seal(link, keypair, aead, view[start:end])
+            return
+        size = -(-(end - start + TAG_SIZE) // count)
+        padding = count * size - TAG_SIZE - (end - start)
+        buffer[end : end + padding] = bytes(padding)
+        train = self._train
+        train.send()
+        segment = HEADER_SIZE + size
+        counter = keypair.reserve_chunks(count)
+        sealed = self._view[: count * size]
+        with memoryview(buffer) as view:
+            aead.encrypt_into(nonce(counter, count), view[start : end + padding], None, sealed)
+        out, remote = train.view, keypair.remote_index
+        at = 0
+        for index in range(count):
+            HEADER.pack_into(out, at, MAGIC, index, count, remote, counter)
+            after = at + segment
+            out[at + HEADER_SIZE : after] = sealed[index * size : index * size + size]
+            at = after
+        train.load(link, segment, count, at)
+        train.send()
 
     def _seal(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> None:
         """Seal a record of one datagram."""

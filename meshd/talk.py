@@ -20,6 +20,7 @@ from crossedge.meshd.inner import (
     Place,
     Probe,
     ProbeReply,
+    Report,
 )
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair, seal_transport
 from crossedge.meshd.peerport import Port
@@ -187,8 +188,20 @@ class Talk:
                 self._port.blocklist_arrived(self._peer, message, now)
             case Place():
                 self._port.place_heard(self._peer, message, now)
+            case Report(receiver=receiver, end=end, opened=opened):
+                self._hear_report(receiver, end, opened, now)
             case Bye():
                 self._peer.bidden_farewell(now)
+
+    def _hear_report(self, receiver: int, end: int, opened: int, now: float) -> None:
+        """Let records grow or shrink by what the peer received of those under the current keypair."""
+        current = None if self._peer.session is None else self._peer.session.current
+        if (
+            current is not None
+            and current.remote_index == receiver
+            and opened <= end <= current.chunk_counter
+        ):
+            self._peer.link.growth.report(receiver, end, opened, now)
 
     def _hear_hello(self, hello: Hello, now: float) -> None:
         session = self._peer.session

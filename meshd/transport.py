@@ -130,4 +130,6 @@ class TransportOpener:
         if length > size:
             self._dropped["inner-length"] += 1
             return
+        if self._delivery.follows(link, self._view[SIZE : SIZE + length]):
+            return
         self._delivery.frame(link, self._view[: SIZE + length], GSO_NONE, 0, needs_checksum=False)

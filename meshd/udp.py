@@ -16,16 +16,8 @@ from struct import Struct
 from typing import Final
 
 from crossedge.host.clock import realtime_offset
-from crossedge.host.udp import (
-    GRO_SIZE,
-    SCM_TIMESTAMPNS,
-    SEGMENT,
-    SOL_UDP,
-    STAMP,
-    UDP_GRO,
-    UDP_SEGMENT,
-    UdpSocket,
-)
+from crossedge.host.receive import SLOT, Receiver, address_of
+from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
 from crossedge.meshd.inbound import Arrival
 from crossedge.wire.endpoint import (
     DirectEndpoint,
@@ -38,30 +30,26 @@ from crossedge.wire.endpoint import (
 from crossedge.wire.relay import HEADER as RELAY_HEADER
 from crossedge.wire.relay import pack_header
 
-GATHER_BYTES: Final = 512 * 1024  # read before anything is opened
-LONGEST_READ: Final = 65_536
-GATHER_DATAGRAMS: Final = 256  # receive calls of one gathering
 ROUNDS: Final = 4  # gatherings of one wake-up
 BACKLOG_BYTES: Final = 1024 * 1024  # that wait for a socket to become writable
 ENDPOINTS_KEPT: Final = 8192
 OLDEST_STAMP: Final = 5.0  # seconds; an older kernel stamp means that the clock was set
-ANCILLARY: Final = socket.CMSG_SPACE(GRO_SIZE.size) + socket.CMSG_SPACE(STAMP.size)
 NO_GSO: Final = frozenset({errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP})  # it never will
 _TTL = Struct("=i")
 
-Address = tuple[str, int]
 Ancillary = tuple[int, int, bytes]
 
 
 class _Socket:
     """One socket and what it can do now."""
 
-    __slots__ = ("backlog", "gso", "kernel", "number", "socket", "v6", "waiting")
+    __slots__ = ("backlog", "descriptor", "gso", "kernel", "number", "socket", "v6", "waiting")
 
     def __init__(self, opened: UdpSocket, number: int = 0) -> None:
         self.number = number  # of a further socket, 0 for the daemon's own
         self.kernel = opened
         self.socket = opened.socket
+        self.descriptor = opened.socket.fileno()
         self.gso = opened.gso
         self.v6 = opened.socket.family == socket.AF_INET6
         self.backlog: deque[tuple[bytes, int, Endpoint]] = deque()
@@ -101,9 +89,8 @@ class UdpShell:
         self._blocked = blocked
         self._open_further = further
         self._further: dict[int, _Socket] = {}
-        self._buffer = bytearray(GATHER_BYTES)
-        self._view = memoryview(self._buffer)
-        self._endpoints: dict[Address, UdpEndpoint] = {}
+        self._receiver = Receiver()
+        self._endpoints: dict[bytes, UdpEndpoint] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -157,57 +144,69 @@ class UdpShell:
             arrivals: list[Arrival] = []
             more = self._gather(entry, arrivals)
             if arrivals:
-                self._receive(self._buffer, arrivals, self._clock())
+                self._receive(self._receiver.buffer, arrivals, self._clock())
             if not more:
                 return
 
     def _gather(self, entry: _Socket, arrivals: list[Arrival]) -> bool:
-        """Fill the buffer; returns whether there may be more to read."""
-        at = 0
-        view, receive = self._view, entry.socket.recvmsg_into
-        now = shift = 0.0
-        for _ in range(GATHER_DATAGRAMS):
-            if at + LONGEST_READ > GATHER_BYTES:
-                return True
-            try:
-                size, ancillary, flags, address = receive([view[at : at + LONGEST_READ]], ANCILLARY)
-            except BlockingIOError:
-                return False
-            except OSError as error:  # an error of an earlier send, kept by the socket
-                self._count("receive", error)
-                continue
-            if not size or flags & socket.MSG_TRUNC:
+        """Read what the slots have room for; returns whether there may be more.
+
+        Nobody asks when a superframe arrived, so its stamp is not read.
+        """
+        receiver = self._receiver
+        try:
+            found = receiver.read(entry.descriptor)
+        except OSError as error:  # an error of an earlier send, kept by the socket
+            self._count("receive", error)
+            return True
+        buffer = receiver.buffer
+        now = self._clock()
+        shift: float | None = None
+        slot, total = 0, len(found)
+        while slot < total:
+            size, named, controlled = found[slot]
+            first, at = slot, slot * SLOT
+            slot += 1
+            if not size:
                 self.dropped["receive-length"] += 1
                 continue
-            segment = size
-            stamp = 0.0
-            for level, kind, data in ancillary:
-                if level == SOL_UDP and kind == UDP_GRO:
-                    segment = GRO_SIZE.unpack(data)[0] or size
-                elif kind == SCM_TIMESTAMPNS and level == socket.SOL_SOCKET:
-                    seconds, nanoseconds = STAMP.unpack(data)
-                    stamp = seconds + nanoseconds * 1e-9
-            if not now:
-                now = self._clock()
-                shift = self._offset() if stamp else 0.0
-            stamp -= shift
-            if stamp > now:  # it came since the first one was read, or the clock was set
-                now = self._clock()
-            if not now - OLDEST_STAMP < stamp <= now:
-                stamp = now
-            source: DirectEndpoint = self._endpoint(address[:2])
+            segment, stamp = size, now
+            superframe = buffer[at] == 0xCE and buffer[at + 1] == 0x03
+            if superframe and not receiver.is_train(controlled):
+                slot = self._alike(found, first)
+            elif controlled:
+                cut, unix = receiver.control(first, controlled)
+                segment = cut or size
+                if unix and not superframe:
+                    shift = self._offset() if shift is None else shift
+                    if now - OLDEST_STAMP < unix - shift <= now:
+                        stamp = unix - shift
+            name = receiver.name(first, named)
+            source: DirectEndpoint = self._endpoints.get(name) or self._endpoint(name)
             if entry.number:
                 source = SocketEndpoint(remote_of(source), entry.number)
-            arrivals.append(Arrival(at, at + size, segment, source, stamp))
-            at += size
-        return True
+            end = (slot - 1) * SLOT + size
+            arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
+        return receiver.full
 
-    def _endpoint(self, address: Address) -> UdpEndpoint:
-        endpoint = self._endpoints.get(address)
-        if endpoint is None:
-            if len(self._endpoints) >= ENDPOINTS_KEPT:
-                self._endpoints.clear()
-            endpoint = self._endpoints[address] = UdpEndpoint(*address)
+    def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:
+        """Return the slot behind those with superframes as long as the first one's, from one source."""
+        after = first + 1
+        while after < len(found) and found[after] == found[first]:
+            after += 1
+        count, buffer = after - first, self._receiver.buffer
+        start, end = first * SLOT, after * SLOT
+        same = (
+            buffer[start:end:SLOT].count(0xCE) == count
+            and buffer[start + 1 : end : SLOT].count(0x03) == count
+            and self._receiver.one_name(first, count)
+        )
+        return after if same else first + 1
+
+    def _endpoint(self, name: bytes) -> UdpEndpoint:
+        if len(self._endpoints) >= ENDPOINTS_KEPT:
+            self._endpoints.clear()
+        endpoint = self._endpoints[name] = UdpEndpoint(*address_of(name))
         return endpoint
 
     # --- Sending ----------------------------------------------------------------------------------------

@@ -113,6 +113,28 @@ class Side:
             arrivals.append(Arrival(start, len(buffer), max(1, len(datagram)), source, now))
         self.plane.inbound(buffer, arrivals, now)
 
+    def take_trains(self, *datagrams: bytes, source: UdpEndpoint, apart: int = 0, now: float = NOW) -> None:
+        """Let one wake-up receive these as trains, as far as they are equally long (the last may be shorter).
+
+        With `apart` each lies so many bytes behind the one before, and only equal ones are told together.
+        """
+        arrivals = []
+        buffer = bytearray()
+        at = 0
+        while at < len(datagrams):
+            size, after = len(datagrams[at]), at + 1
+            while after < len(datagrams) and len(datagrams[after]) == size:
+                after += 1
+            if not apart and after < len(datagrams) and len(datagrams[after]) < size:
+                after += 1
+            start = len(buffer)
+            for datagram in datagrams[at:after]:
+                buffer += datagram.ljust(apart, b"?")
+            end = len(buffer) - (max(0, apart - size) if apart else 0)
+            arrivals.append(Arrival(start, end, max(1, size), source, now, apart))
+            at = after
+        self.plane.inbound(buffer, arrivals, now)
+
     def packets(self) -> list[bytes]:
         """Take what was written to the TUN, as the kernel would have delivered it."""
         taken = packets_of(*self.written)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.host.tun import GSO_MAX_SIZE
 from tests.cni_runtime import Node_, Pod, pods
 
 pytestmark = pytest.mark.namespaces
@@ -53,6 +54,11 @@ def test_pods_see_1380_at_both_ends(attached: tuple[list[Pod], list[str]]) -> No
     assert {pod.ip("link", "show", "eth0")[0]["mtu"] for pod in made} == {1380}
     shown = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)
     assert {link["mtu"] for link in shown if link["ifname"].startswith("ce")} == {1380}
+
+
+def test_a_pods_super_packets_fit_the_tunnels_device(attached: tuple[list[Pod], list[str]]) -> None:
+    made, _ = attached
+    assert {pod.ip("-d", "link", "show", "eth0")[0]["gso_max_size"] for pod in made} == {GSO_MAX_SIZE}
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["ipv4", "ipv6"])

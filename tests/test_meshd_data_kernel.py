@@ -186,7 +186,7 @@ def condition(request: pytest.FixtureRequest, wire: None) -> Iterator[str]:
         ethtool(name, tso=True, gso=True, tx_udp_segmentation=True, gro=False)
 
 
-@pytest.mark.parametrize("mode", ["aes-256-gcm", "chacha20-poly1305", "transport", "stock"])
+@pytest.mark.parametrize("mode", ["aes-256-gcm", "grown", "chacha20-poly1305", "transport", "stock"])
 def test_pings_and_streams_pass_unchanged(wire: None, mode: str) -> None:
     with running(mode=mode) as nodes:
         check_everything()
@@ -195,7 +195,7 @@ def test_pings_and_streams_pass_unchanged(wire: None, mode: str) -> None:
 
 
 @pytest.mark.tool("ethtool")
-@pytest.mark.parametrize("mode", ["aes-256-gcm", "stock"])
+@pytest.mark.parametrize("mode", ["aes-256-gcm", "grown", "stock"])
 def test_streams_pass_with_and_without_the_devices_offloads(condition: str, mode: str) -> None:
     with running(mode=mode) as nodes:
         check_everything(5_000_000)
@@ -216,8 +216,14 @@ LACKING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("lacking", LACKING)
-@pytest.mark.parametrize("mode", ["aes-256-gcm", "stock"])
+@pytest.mark.parametrize(
+    ("lacking", "mode"),
+    [
+        *((lacking, mode) for lacking in LACKING for mode in ("aes-256-gcm", "stock")),
+        ("no GRO at b", "grown"),
+        ("nothing anywhere", "grown"),
+    ],
+)
 def test_streams_pass_where_the_kernel_lacks_offloads(wire: None, lacking: str, mode: str) -> None:
     with running(mode=mode, **LACKING[lacking]) as nodes:
         check_everything(3_000_000)

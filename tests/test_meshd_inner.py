@@ -110,7 +110,7 @@ def test_packets_and_keepalives_are_not_in_session_messages() -> None:
         ("0500003000000000" + "7fc00000" * 10, "malformed"),
         ("0600000800000000", "truncated"),
         ("0700001000000000" + "00" * 8, "truncated"),
-        ("0900000800000000", "unknown-type"),
+        ("0f00000800000000", "unknown-type"),
         ("0000000800000000", "unknown-type"),
         ("01000010a1b2c3d4" + "00030700" + "0000ff78", "bad-version"),
         ("0400001100000000" + "00040002" + "7265636365", "bad-length"),

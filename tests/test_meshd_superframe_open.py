@@ -71,12 +71,16 @@ class Record:
     gso: bool
 
 
-def records_of(frames: list[bytes]) -> list[Record]:
+def records_of(frames: list[bytes], growth: int = 1) -> list[Record]:
     """Seal each frame in a drain of its own and tell what is in each record."""
     alice, _ = pair(size=PATH)
+    alice.link.growth.datagrams = growth
     records = []
     for frame in frames:
         alice.read(frame)
+        if growth > 1 and frame[1]:
+            records += grown_records(alice.datagrams(), packets_of(frame))
+            continue
         datagrams = alice.datagrams()
         packets = packets_of(frame)
         gso = frame[1] != 0
@@ -86,6 +90,23 @@ def records_of(frames: list[bytes]) -> list[Record]:
         assert len(datagrams) == len(packets)
         for position, (datagram, packet) in enumerate(zip(datagrams, packets, strict=True)):
             records.append(Record([datagram], [packet], HEADER.unpack_from(datagram)[4], position, gso))
+    return records
+
+
+def grown_records(datagrams: list[bytes], packets: list[bytes]) -> list[Record]:
+    """The records of one super-packet that were let grow: each has some of its packets, in order."""
+    by_counter: dict[int, list[bytes]] = {}
+    for datagram in datagrams:
+        by_counter.setdefault(HEADER.unpack_from(datagram)[4], []).append(datagram)
+    records = []
+    for counter, parts in by_counter.items():
+        _, bob = pair(size=PATH)
+        bob.take(*parts, source=ALICE)
+        assert [HEADER.unpack_from(part)[1:3] for part in parts] == [
+            (i, len(parts)) for i in range(len(parts))
+        ]
+        records.append(Record(parts, bob.packets(), counter, 0, False))
+    assert [packet for record in records for packet in record.packets] == packets
     return records
 
 
@@ -115,7 +136,9 @@ def test_every_subset_in_every_order_delivers_what_arrived_once(
     kinds: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     frames = frames_of(kinds)
-    records = records_of(frames)
+    growth = data.draw(st.sampled_from([1, 1, 2, 4, 64]))
+    records = records_of(frames, growth)
+    how = data.draw(st.sampled_from(["alone", "trains", "slots"]))
     rng = random.Random(data.draw(st.integers(0, 10**9)))
     genuine = [(number, datagram) for number, record in enumerate(records) for datagram in record.datagrams]
     arriving: list[tuple[int | None, bytes]] = []
@@ -143,7 +166,11 @@ def test_every_subset_in_every_order_delivers_what_arrived_once(
     for stop in [*cuts, len(arriving)]:
         wake_up = arriving[start:stop]
         start = stop
-        bob.take(*(datagram for _, datagram in wake_up), source=ALICE)
+        received = [datagram for _, datagram in wake_up]
+        if how == "alone":
+            bob.take(*received, source=ALICE)
+        else:
+            bob.take_trains(*received, source=ALICE, apart=2048 if how == "slots" else 0)
         arrived.update(datagram for number, datagram in wake_up if number is not None)
         complete = {
             number
@@ -165,7 +192,8 @@ def test_every_subset_in_every_order_delivers_what_arrived_once(
                 runs[-1].append(counter)
             else:
                 runs.append([counter])
-        assert len(frames_written) == sum(len(run) > 1 for run in runs)
+        if growth == 1:
+            assert len(frames_written) == sum(len(run) > 1 for run in runs)
     assert all(count == 1 for count in delivered.values())
     assert set(bob.dropped) <= {
         "replay",

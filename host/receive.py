@@ -1,0 +1,171 @@
+"""Reading many datagrams by one system call: recvmmsg(2), which Python's `socket` does not have.
+
+Every datagram, or train of datagrams, gets a slot of 64 KiB of its own. The structures that the kernel wants
+are made once; what a call changes in them is put back before the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import sys
+from struct import Struct
+from typing import Final
+
+from crossedge.host.udp import GRO_SIZE, SCM_TIMESTAMPNS, SOL_UDP, STAMP, UDP_GRO
+
+SLOT: Final = 65_536
+"""Bytes of one slot: no datagram and no train is longer."""
+SLOTS: Final = 64
+TRAINS: Final = 8
+"""Slots of one call while trains come: as many bytes as stay in a processor's cache."""
+LONG: Final = 8_192  # bytes; what is longer is a train
+
+_NAME: Final = 28  # sockaddr_in6
+_CONTROL: Final = 64
+_STAMP_ALONE: Final = socket.CMSG_SPACE(STAMP.size)
+_CMSG = Struct("@Nii")  # struct cmsghdr
+_ALIGN: Final = ctypes.sizeof(ctypes.c_size_t)
+_PORT = Struct("!H")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _IoVector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Header(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint),
+        ("vector", ctypes.c_void_p),
+        ("vector_length", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (("header", _Header), ("length", ctypes.c_uint))
+
+
+_SIZE: Final = ctypes.sizeof(_Message)
+_AT_NAME, _AT_CONTROL = _Header.name_length.offset, _Header.control_length.offset
+
+
+def _fields(count: int) -> Struct:
+    """Return a struct of (length of name, length of control, length) of so many messages."""
+    between = _AT_CONTROL - _AT_NAME - 4
+    behind = _Message.length.offset - _AT_CONTROL - ctypes.sizeof(ctypes.c_size_t)
+    rest = _SIZE - _Message.length.offset - 4
+    return Struct("=" + f"{_AT_NAME}xI{between}x{'Q' if _ALIGN == 8 else 'I'}{behind}xI{rest}x" * count)
+
+
+class Receiver:
+    """The slots, and what the last call put into them."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(SLOT * SLOTS)
+        """Slot `number` begins at `number * SLOT`."""
+        self._names = bytearray(_NAME * SLOTS)
+        self._control = bytearray(_CONTROL * SLOTS)
+        self._vectors = (_IoVector * SLOTS)()
+        self._messages = (_Message * SLOTS)()
+        data, names, control = (_address(each) for each in (self.buffer, self._names, self._control))
+        vectors = ctypes.addressof(self._vectors)
+        for number in range(SLOTS):
+            self._vectors[number] = _IoVector(data + number * SLOT, SLOT)
+            self._messages[number].header = _Header(
+                names + number * _NAME,
+                _NAME,
+                vectors + number * ctypes.sizeof(_IoVector),
+                1,
+                control + number * _CONTROL,
+                _CONTROL,
+                0,
+            )
+        self._view = memoryview(self._messages).cast("B")
+        self._pristine = bytes(self._view)
+        self._pointer = ctypes.c_void_p(ctypes.addressof(self._messages))
+        self._structs = [_fields(count) for count in range(SLOTS + 1)]
+        self._counts = [ctypes.c_uint(count) for count in range(SLOTS + 1)]
+        self._flags = ctypes.c_int(int(socket.MSG_DONTWAIT))
+        self._used = 0
+        self._limit = SLOTS
+
+    def read(self, descriptor: int) -> list[tuple[int, int, int]]:
+        """Read what waits, as far as there are slots.
+
+        Returns for each slot, from 0 on, how long the datagram or train in it is, and the lengths of its name
+        and of its control messages, for `name` and `control`; nothing where nothing waits. The next call may
+        overwrite everything. Raises `OSError`, such as an error of an earlier send that the socket kept.
+        """
+        end = self._used * _SIZE
+        self._view[:end] = self._pristine[:end]
+        count = _libc.recvmmsg(descriptor, self._pointer, self._counts[self._limit], self._flags, None)
+        if count < 0:
+            self._used = 0
+            number = ctypes.get_errno()
+            if number in (errno.EAGAIN, errno.EINTR):
+                return []
+            raise OSError(number, os.strerror(number))
+        self._used = count
+        values = self._structs[count].unpack_from(self._view)
+        lengths = values[2::3]
+        self._limit = TRAINS if max(lengths) > LONG else SLOTS
+        return list(zip(lengths, values[::3], values[1::3], strict=True))
+
+    @property
+    def full(self) -> bool:
+        """Whether the last call filled all slots that it was given, so that more may wait."""
+        return self._used in (SLOTS, TRAINS)
+
+    def name(self, slot: int, length: int) -> bytes:
+        """Return whom a slot's datagram came from, as the kernel writes it: for `address_of`, or as a key."""
+        return bytes(self._names[slot * _NAME : slot * _NAME + length])
+
+    def one_name(self, slot: int, count: int) -> bool:
+        """Tell whether `count` slots from `slot` on hold datagrams of one source."""
+        start = slot * _NAME
+        return self._names[start : start + count * _NAME] == self._names[start : start + _NAME] * count
+
+    @staticmethod
+    def is_train(length: int) -> bool:
+        """Tell by the length of its control messages whether a slot may hold a train: more than a stamp."""
+        return length not in (0, _STAMP_ALONE)
+
+    def control(self, slot: int, length: int) -> tuple[int, float]:
+        """Return the size of a train's datagrams and the kernel's stamp in Unix time, each 0 if not there."""
+        segment, stamp = 0, 0.0
+        at = slot * _CONTROL
+        end = at + min(length, _CONTROL)
+        while at + _CMSG.size <= end:
+            size, level, kind = _CMSG.unpack_from(self._control, at)
+            data = at + _CMSG.size
+            if level == SOL_UDP and kind == UDP_GRO:
+                segment = GRO_SIZE.unpack_from(self._control, data)[0]
+            elif level == socket.SOL_SOCKET and kind == SCM_TIMESTAMPNS:
+                seconds, nanoseconds = STAMP.unpack_from(self._control, data)
+                stamp = seconds + nanoseconds * 1e-9
+            at += max(_CMSG.size, size + -size % _ALIGN)
+        return segment, stamp
+
+
+def address_of(name: bytes) -> tuple[str, int]:
+    """Return address and port of a socket name."""
+    family = int.from_bytes(name[:2], sys.byteorder)
+    port: int = _PORT.unpack_from(name, 2)[0]
+    if family == socket.AF_INET6:
+        return socket.inet_ntop(socket.AF_INET6, name[8:24]), port
+    return socket.inet_ntop(socket.AF_INET, name[4:8]), port
+
+
+def _address(buffer: bytearray) -> int:
+    return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
