@@ -277,7 +277,8 @@ SENTENCES: list[tuple[str, str]] = [
     ("9.2", f"probed every {path.HEARTBEAT:g} s, others that are kept every {path.STANDBY_INTERVAL:g} s"),
     (
         "9.2",
-        f"every {path.KEEPALIVE_INTERVAL:g} s, or (direct ones) at {LIFETIME_SHARE:g} of the shorter lifetime",
+        f"every {path.KEEPALIVE_INTERVAL:g} s, or (direct ones) at "
+        f"{LIFETIME_SHARE:g} of the shorter lifetime",
     ),
     ("9.2", f"where both NATs' were measured, never more than {path.KEEPALIVE_MAX:g} s"),
     ("9.2", f"at least {path.OVERDUE_MIN:g} s) is repeated after {path.RETRY:g} s"),
