@@ -1,5 +1,7 @@
 """`make demo`: a rendezvous, six nodes in two regions behind five NATs, and every pod pings every pod.
 
+Then latencies are measured and reported, groups appear, and a service goes to its users and follows them.
+
 It runs the real commands in the namespaces of the topology `demo`, and the real daemons on the kernel's own
 NAT, TUN devices and sockets. What it measured is in OUTPUT/demo.json, what was printed by ping and by the
 daemons under OUTPUT/demo/. Each line of the summary is a promise; one that is broken makes the exit status 1.
@@ -25,6 +27,7 @@ from crossedge.host.links import list_links
 from crossedge.host.nft import NftError
 from crossedge.lab import capture, evidence, flows, launch, pings
 from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, each, rounds
+from crossedge.lab.demo_schedule import Schedule, Scheduling, possible
 from crossedge.lab.launch import LabError
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PingResult, PingRun, run_together
@@ -41,6 +44,7 @@ WARM_COUNT, WARM_INTERVAL = 3, 0.05
 FLOW_SIZE = 256 * 1024
 DIRECT_ALLOWANCE_MS = 100.0  # time to direct: at most 2 RTT and this, in the median
 SLICE = 16  # bytes of a certificate that give it away
+COLD = 'log_level = "info"\n[latency]\nprobe = false\n'  # no pair is measured before it is pinged
 REASONS_SHOWN = 12  # lines at the end that say why a promise is broken; demo.json has all
 
 
@@ -111,6 +115,7 @@ class Demo:
     """Every drop counter when something was lost last; they begin at 0."""
     machine: str = ""
     """How busy it is."""
+    schedule: Schedule | None = None
 
     @property
     def folder(self) -> Path:
@@ -154,7 +159,7 @@ class Demo:
         mesh = Mesh(network, stack, self.folder)
         mesh.make_identities()
         self.say(f"identities: a network, {len(mesh.members)} nodes with signed bundles")
-        mesh.start()
+        mesh.start(dict.fromkeys(mesh.members, COLD))
         mesh.wait("registered with the rendezvous", registered, REGISTERED_WITHIN)
         self._attach_pods(network, mesh)
         self.say(f"daemons: {len(mesh.members)} registered, a pod on each")
@@ -164,6 +169,7 @@ class Demo:
         self._flow(network, mesh)
         self._ask_paths(mesh)
         mesh.check_alive()
+        self._schedule(mesh)
         counts = tap.ask({"stop": True})["counts"]
         self.say(f"WAN capture: {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB; searching it")
         self._search(mesh, wire, counts)
@@ -288,6 +294,35 @@ class Demo:
         direct = sum(pair.path == "direct" for pair in self.pairs.values())
         self.say(f"paths: {direct} of {len(self.pairs)} pairs are direct")
 
+    def _schedule(self, mesh: Mesh) -> None:
+        """Let a scheduler on one node group all nodes, and place a service for users who then move."""
+        if not possible():
+            self.say("groups and placement: not shown, the scheduler is not installed (crossedge[sched])")
+            return
+        regions: dict[str, list[str]] = {}
+        for name in mesh.members:
+            region = self.topology.region_of(mesh.network.nodes[name].node)
+            regions.setdefault(region, []).append(name)
+        scheduling = Scheduling(mesh, min(regions[min(regions)]), regions)
+        self.schedule = scheduling.result
+        scheduling.start()
+        self.say("scheduler: started; the daemons started again, to measure and to report to it")
+        result = scheduling.run(self.say)
+        nodes = len(mesh.members)
+        self.check(
+            result.measured == nodes * (nodes - 1) // 2,
+            f"every pair's latency is measured and reported ({result.measured} pairs)",
+        )
+        wanted = sorted(sorted(members) for members in regions.values())
+        self.check(result.groups == wanted, f"the groups are the regions ({len(result.groups)} groups)")
+        moved = [nodes for nodes, _ in result.placed]
+        near = [
+            bool(nodes) and set(nodes) <= set(regions[region])
+            for nodes, region in zip(moved, reversed(list(regions)), strict=False)
+        ]
+        self.check(near[:1] == [True], f"a service is placed near its users ({', '.join(*moved[:1])})")
+        self.check(near[1:] == [True], f"it moves when they move (to {', '.join(*moved[1:2])})")
+
     def _search(self, mesh: Mesh, wire: Path, counts: dict[str, int]) -> None:
         kinds, found = capture.search(wire, needles(mesh))
         self.kinds = dict(kinds.most_common())
@@ -339,6 +374,7 @@ class Demo:
                 for n in nodes
             ],
             "pairs": [pair.row() for pair in self.pairs.values()],
+            "schedule": None if self.schedule is None else self.schedule.as_dict(),
             "wan": self.kinds,
             "checks": [{"kept": kept, "promise": promise} for kept, promise in self.checks],
             "reasons": self.reasons,

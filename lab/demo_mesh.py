@@ -31,6 +31,7 @@ MODULES = {
     "crossedge-cni": "crossedge.cni.main",
     "meshd": "crossedge.meshd.main",
     "crossedge-rendezvous": "crossedge.rendezvous.main",
+    "crossedge-sched": "crossedge.sched.main",
 }
 
 Item = TypeVar("Item")
@@ -179,8 +180,9 @@ class Mesh:
         words = ("run", "--config", str(member.root / CONFIG), "--root", str(member.root))
         member.process = self._spawn(member.name, "meshd", *words)
 
-    def _spawn(self, node: str, *words: str) -> subprocess.Popen[bytes]:
-        with (self.output / f"{node}.log").open("ab") as log:
+    def _spawn(self, node: str, *words: str, name: str = "") -> subprocess.Popen[bytes]:
+        name = name or node
+        with (self.output / f"{name}.log").open("ab") as log:
             process = self.network.popen(
                 node,
                 [*program(words[0]), *words[1:]],
@@ -189,8 +191,12 @@ class Mesh:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # SIGABRT makes it tell where it is
             )
-        self.processes[node] = process
+        self.processes[name] = process
         return process
+
+    def run_program(self, node: str, *words: str) -> None:
+        """Start a further program of ours on a node."""
+        self._spawn(node, *words, name=f"{words[0]} on {node}")
 
     def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
         """End one program by a signal and return its exit status; it is no longer expected to run."""
