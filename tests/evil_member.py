@@ -74,7 +74,7 @@ class EvilMember:
 
     # --- A well-behaved core ----------------------------------------------------------------------------
 
-    def run(self, condition: Callable[[], bool], timeout: float = 15.0) -> None:
+    def run(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
         """Let the core live until a condition holds."""
         end = time.monotonic() + timeout
         self.turn()
@@ -172,6 +172,8 @@ class EvilMember:
         """Send datagrams the direct way."""
         peer = self.peer(name)
         assert peer is not None
+        self.mesh.want_session(peer.link, boottime())  # without traffic the path would not be kept up
+        self.run(lambda: peer.direct is not None)
         assert peer.direct is not None
         for datagram in datagrams:
             self._send(datagram, peer.direct.endpoint)

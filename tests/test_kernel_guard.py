@@ -52,7 +52,7 @@ public_key = "rYNLTSwvOjYkMVIb3tF8N5dLmjzdXSQZFEmmcq5WJUk="
 allowed_ips = ["10.8.0.2/32", "fd88::2/128"]
 """
 ETH_P_ALL, SOL_PACKET, PACKET_IGNORE_OUTGOING = 3, 263, 23
-WAIT = 10.0
+WAIT = 60.0
 REASONS = (  # how the counters begin that tell of what arrived inside of a session
     *("bad-tag", "checksum-", "chunk-", "frame-", "gso-", "inner-", "replay", "superframe-", "truncated"),
     *("tun-", "unknown-receiver"),
@@ -142,7 +142,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard]:
         members = dict(mesh.members)
         del mesh.members["mallory"]  # its program is ours
         mesh.start({"edge": STOCK_PEER})
-        mesh.wait("answering", lambda member: bool(member.ask("status")), 15.0)
+        mesh.wait("answering", lambda member: bool(member.ask("status")), 60.0)
         mesh.members = members
         guard = Guard(network, mesh, stack)
         guard.evil.open("edge")
