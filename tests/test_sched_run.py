@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
 from crossedge.latency.report import CONTENT_TYPE, PATH
+from crossedge.sched.main import scheduler
 from crossedge.sched.serve import lines
 from tests.sched_fleet import BEARER, CA, TOKEN, Fleet, two_regions
 
@@ -91,10 +94,8 @@ def test_a_killed_scheduler_leaves_nothing_running_and_comes_back_with_its_servi
         headers = {"Authorization": BEARER["Authorization"], "Content_Type": "application/json"}
         status, shop = ask("PUT", "/v1/services/shop", body, **headers)
         assert (status, len(shop["current"])) == (201, 2)
-        shown = subprocess.run(
-            [COMMAND, "show", "--root", str(tmp_path), "--json"], capture_output=True, text=True, timeout=60
-        )
-        found = json.loads(shown.stdout)
+        shown = CliRunner().invoke(scheduler, ["show", "--root", str(tmp_path), "--json"])
+        found = json.loads(shown.output)
         assert found["status"]["nodes"]["fresh"] == 8
         assert any(line.startswith("service shop: ") for line in lines(found))
         helpers = [pid for child in children(process.pid) for pid in (child, *children(child))]
