@@ -24,7 +24,7 @@ KEY_FILE: Final = "etc/crossedge/sched.token"
 SERVICE: Final = "shop"
 ANSWER_TIMEOUT: Final = 10.0  # seconds
 MEASURED: Final = 1  # kind of a pair in /v1/matrix; its upper bits say which way
-WITHIN: Final = 30.0  # seconds for each step
+WITHIN: Final = 60.0  # seconds for each step
 LOOK: Final = 0.25
 
 
