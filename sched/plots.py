@@ -83,7 +83,7 @@ def plot_latency(replay: Replay, path: Path, title: str) -> None:
             bounds = [item.placement.bound_ms for item in placed]
             axes.plot(counts, bounds, "k:", lw=2, label="lower bound of ours")
         finish(axes, counts, text)
-    figure.suptitle(f"{title}: every node one user, served by the nearest replica")
+    figure.suptitle(f"{title}: every node one user")
     figure.savefig(path, dpi=DPI)
 
 

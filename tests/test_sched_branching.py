@@ -70,9 +70,13 @@ def test_regions_that_need_a_replica_more_than_there_are_leave_no_gap() -> None:
 
 @pytest.mark.skipif(not DATA, reason="real matrices: CROSSEDGE_DATA is unset")
 @pytest.mark.parametrize(
-    ("name", "path"), [("aws21", "aws21/aws.csv"), ("wondernetwork217", "wondernetwork217/wonderproxy.csv")]
+    ("name", "path", "replicas"),
+    [
+        ("aws21", "aws21/aws.csv", 3),
+        ("aws21", "aws21/aws.csv", 8),
+        ("wondernetwork217", "wondernetwork217/wonderproxy.csv", 5),
+    ],
 )
-@pytest.mark.parametrize("replicas", [3, 5])
 def test_real_optima_within_capacities_are_met_and_not_passed(name: str, path: str, replicas: int) -> None:
     known = json.loads(OPTIMA.read_text())[f"{name}.capacitated.p{replicas}"]
     rtt = completed(read_matrix(Path(str(DATA)) / path), np.random.default_rng(0), "coordinates").matrix.rtt
