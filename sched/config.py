@@ -63,7 +63,7 @@ class Rounds(Settings):
     every: float = Field(default=30.0, ge=1, le=3600)
     """Seconds from the start of one round to the start of the next, and the cycle of `moves_max`."""
     rest: float = Field(default=3.0, ge=0, le=100)
-    """After a round the worker rests at least so many times as long as the round took."""
+    """After a round the worker rests at least so many times the processor time that the round took."""
     warmup: float = Field(default=60.0, ge=0, le=3600)
     """Seconds after the start within which nothing is decided, unless every node that was there before is
     back."""

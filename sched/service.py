@@ -304,7 +304,8 @@ class SchedulerService:
             await self.round()
             took = self.clock.now() - started
             rounds = self.config.rounds
-            rest = rounds.rest * took
+            outcome = self.scheduler.outcome
+            rest = 0.0 if outcome is None else rounds.rest * outcome.processor
             soon = self.scheduler.warming(self.clock.now()) or not self.scheduler.view.names
             self._wake.clear()
             if not soon:
