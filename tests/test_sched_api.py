@@ -156,7 +156,7 @@ async def test_a_dry_run_says_why_and_stores_nothing(world: World) -> None:
     apimodels.DryRun.model_validate(answer)
     assert set(answer["nodes"]) == {"n0", "n7"}
     assert answer["mean_ms"] == answer["bound_ms"] == 0
-    assert set(answer["baselines"]) == {"random", "spread", "one-per-group", "greedy"}
+    assert set(answer["baselines"]) == {"random", "spread-evenly", "one-per-group", "greedy"}
     refused = [item for item in answer["candidates"] if not item["chosen"]]
     assert len(refused) == 6
     assert all("in place of node n" in item["verdict"] for item in refused)
