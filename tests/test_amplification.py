@@ -187,6 +187,7 @@ def inner_messages(stage: Stage) -> dict[str, bytes]:
         "BlocklistPart": inner.BlocklistPart(1, 100, 0, b"x" * 20),
         "Place": inner.Place(Vivaldi(bytes).place),
         "Bye": inner.Bye(),
+        "Report": inner.Report(receiver, 64, 64),
     }
     assert {type(message) for message in made.values()} == set(inner.Inner.__args__)
     plaintexts = {name: message.encode() for name, message in made.items()}
@@ -198,7 +199,7 @@ def inner_messages(stage: Stage) -> dict[str, bytes]:
 
 INNER = (
     *("Hello", "Probe, small", "Probe, full", "Probe, small, full", "Probe, short", "ProbeReply"),
-    *("Statement", "BlocklistAsk", "BlocklistPart", "Place", "Bye"),
+    *("Statement", "BlocklistAsk", "BlocklistPart", "Place", "Bye", "Report"),
 )
 MESSAGES = sorted(model.__name__ for model in m.TYPES.values())
 SESSIONS = pytest.mark.parametrize("up", [False, True], ids=["no session", "session"])
