@@ -27,8 +27,10 @@ KEPT_SHARE = 0.9  # of a node's share, from one step to the next
 SORT_PRICE = 12  # what pricing a pair costs where demands or capacities differ, over where they do not
 
 
-def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float:
-    """Return a lower bound of the least total cost of serving all users from `replicas` open nodes.
+def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> tuple[float, list[Ints]]:
+    """Return a lower bound of the least total cost of serving all users from `replicas` open nodes, and sets.
+
+    The sets are those opened at the best multipliers, the best last: good ones to search from.
 
     Args:
         cost: (users, candidates), >= 0.
@@ -59,6 +61,7 @@ def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float
     best_multipliers = multipliers
     direction = np.zeros(users)
     chosen = np.zeros(candidates, dtype=bool)
+    sets: dict[bytes, Ints] = {}
     for _ in range(steps):
         reduced = np.minimum(values - multipliers[:, None], 0.0)
         worth = np.bincount(flat, reduced.ravel(), candidates)
@@ -74,6 +77,9 @@ def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float
             waited += 1
         if value > best:
             best, best_multipliers = value, multipliers
+            nodes = np.sort(picked)
+            sets.pop(nodes.tobytes(), None)
+            sets[nodes.tobytes()] = nodes
         if best >= upper * (1.0 - CLOSE_ENOUGH) or length < STEP_MIN:
             break
         if waited >= PATIENCE:
@@ -89,7 +95,7 @@ def median_bound(cost: Floats, replicas: int, opened: Ints, steps: int) -> float
         if norm == 0.0:
             break
         multipliers = np.minimum(multipliers + length * (upper - value) / norm * direction, limit)
-    return max(0.0, best - ROUNDING * abs(best))
+    return max(0.0, best - ROUNDING * abs(best)), list(sets.values())[-SETS:]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +136,8 @@ class Relaxation:
         alike = bool(np.all(weights == weights[0]) and np.all(capacities == capacities[0]))
         room = int(capacities[0] // weights[0]) if alike else 0
         self._room = room if alike and room and room * weights[0] == capacities[0] else 0
-        self.price = 1 if self._room else SORT_PRICE
+        self._free = bool(np.all(capacities >= weights.sum()))
+        self.price = 1 if self._room or self._free else SORT_PRICE
 
     def start(self, opened: Ints) -> Floats:
         """Return multipliers to begin with, from a good set of open nodes: each user's second nearest."""
@@ -140,6 +147,9 @@ class Relaxation:
 
     def _worth(self, reduced: Floats, capacities: Floats) -> Floats:
         """Return what opening each node adds, from what each user adds there."""
+        if self._free:
+            priced: Floats = reduced @ self._weights
+            return priced
         if self._room:
             if self._room < reduced.shape[1]:
                 reduced = np.partition(reduced, self._room - 1, axis=1)[:, : self._room]
@@ -152,6 +162,8 @@ class Relaxation:
 
     def _slope(self, reduced: Floats, capacities: Floats) -> Floats:
         """Return the demand that the open nodes leave, or serve too often (negative), per user."""
+        if self._free:
+            return np.asarray(self._weights * (1.0 - (reduced < 0.0).sum(axis=0)), dtype=np.float64)
         order = np.argsort(reduced, axis=1)
         amount = filled(self._weights[order], capacities)
         amount *= np.take_along_axis(reduced, order, axis=1) < 0.0

@@ -20,6 +20,8 @@ STILL = 0.7  # of the promised gain
 SMALL = 1_000_000  # entries of `cost` up to which the search uses double precision
 RESTART_WORK = 3_000_000  # entries of `cost` times restarts
 RESTARTS_MAX = 60
+RELAXED_STARTS = 4  # sets that a bound opened, from which the search begins again
+WORTH_A_SEARCH = 1.05  # times the best total, up to which it does
 SHAKE = 0.4  # share of the open nodes that a restart exchanges
 
 
@@ -116,3 +118,13 @@ def solve(cost: Floats, replicas: int, rng: np.random.Generator, start: Ints | N
         trial = interchange(search, greedy(search, replicas, shaken.astype(np.int64)))
         best = min(best, trial, key=lambda opened: total(cost, opened))
     return np.sort(best)
+
+
+def improved(cost: Floats, opened: Ints, sets: list[Ints]) -> Ints:
+    """Return the best of an answer and what interchange makes of other sets of open nodes, sorted."""
+    search: Costs = cost.astype(np.float32) if cost.size > SMALL else cost
+    best = total(search, opened)
+    for trial in sets[-RELAXED_STARTS:]:
+        if total(search, trial) < best * WORTH_A_SEARCH:
+            opened = min(opened, interchange(search, trial), key=lambda nodes: total(search, nodes))
+    return np.sort(opened)

@@ -28,6 +28,8 @@ CAPACITATED_WORK = 60_000_000
 BRANCH_WORK = 800_000_000  # of branch and bound with capacities, at effort 1
 RESTART_WORK = 2_000_000  # entries of the problem times restarts, with capacities
 RESTARTS_MAX = 12
+BRANCH_SIZE = 1_000_000  # entries of a problem without capacities up to which a gap is branched on
+PROVEN = 1e-3  # gap that is left alone
 STARTS = 3  # sets of the relaxed problem from which a search with capacities starts
 
 
@@ -176,8 +178,11 @@ def place(
     demand = float(weights.sum())
     if limits is None:
         steps = int(np.clip(BOUND_WORK // (len(cost) * near), 60, BOUND_STEPS))
+        bound, sets = median_bound(cost, replicas, opened, steps)
+        opened = median.improved(cost, opened, sets)
         objective = median.total(cost, opened)
-        bound = median_bound(cost, replicas, opened, steps)
+        if bound < objective * (1.0 - PROVEN) and rtt.size <= BRANCH_SIZE:
+            opened, objective, bound = branched(rtt, weights, opened, bound, effort)
     else:
         starts = [opened] if known_start is None else [opened, known_start]
         opened, objective, bound = within_limits(rtt, weights, limits, starts, rng, effort)
@@ -189,6 +194,17 @@ def place(
     mean, tail, missing = served(every, flow)
     gap = (objective - bound) / objective if objective > 0 else 0.0
     return Placement(chosen, mean, tail, bound / demand, gap, flow, missing)
+
+
+def branched(
+    rtt: Floats, weights: Floats, opened: Ints, bound: float, effort: float
+) -> tuple[Ints, float, float]:
+    """Return open nodes, their total and a lower bound where there are no capacities and a gap is left."""
+    limits = np.full(rtt.shape[1], float(weights.sum()))
+    relaxation = Relaxation(rtt, weights, limits)
+    search = Search(rtt, weights, limits, opened, assign(rtt[:, opened], weights, limits[opened]))
+    search.run(relaxation.start(opened), effort * BRANCH_WORK / 4)
+    return search.best.opened, search.best.assignment.total, max(bound, search.bound())
 
 
 def within_limits(

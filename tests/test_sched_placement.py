@@ -223,3 +223,11 @@ def test_real_optima_are_met(replicas: int, optimum: float) -> None:
     assert result.mean_ms <= optimum * 1.002
     assert result.bound_ms <= optimum * 1.002
     assert result.gap <= 0.01
+
+
+@pytest.mark.skipif(not DATA, reason="real matrices: CROSSEDGE_DATA is unset")
+def test_search_ends_at_the_optimum_whatever_the_seed() -> None:
+    rtt = read_matrix(Path(str(DATA)) / "planetlab490/PlanetLabData_9.tsv.gz").rtt
+    results = [place(Problem(rtt, np.ones(490), 5), np.random.default_rng(seed)) for seed in (1, 20261122)]
+    assert [result.mean_ms for result in results] == pytest.approx([34.5197] * 2, rel=1e-3)
+    assert max(result.gap for result in results) <= 1e-3
