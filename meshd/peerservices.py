@@ -114,8 +114,9 @@ class PeerServices:
         if volley.spray and targets:
             host = remote_of(targets[0]).host
             allowed = self.budget.spray(host, len(targets), len(self._neighbours()), now)
-            self.dropped["budget-spray"] += len(targets) - allowed
-            targets = targets[:allowed]
+            if allowed < len(targets):
+                self.dropped["budget-spray"] += len(targets) - allowed
+                targets = targets[:allowed]
         else:
             targets = tuple(target for target in targets if self.spend(peer, target, now))
         self._plane.volley(peer.member, targets, volley.attempt, volley.ttl, now)

@@ -152,7 +152,7 @@ class Meeting:
             world.run(LOOK)
             now = world.net.now
             direct = at.direct is not None and theirs.direct is not None
-            given_up = at.punch.phase is theirs.punch.phase is Phase.SPENT
+            given_up = all(peer.punch.phase is Phase.SPENT and peer.link.endpoints for peer in (at, theirs))
         if direct:
             now = max(self._last_move(node) for node in self.nodes)
         ends = (at.link.endpoints, theirs.link.endpoints)

@@ -292,10 +292,11 @@ class SimNode:
             if item is None:
                 return None
             destination = item.destination
-            if not isinstance(destination, RelayEndpoint):
-                self.sent_to_peers += remote_of(destination).host not in self.world.servants
+            if isinstance(destination, RelayEndpoint):
+                return item
+            self.sent_to_peers += remote_of(destination).host not in self.world.servants
             if not isinstance(destination, SocketEndpoint):
-                return Transmit(destination, item.datagram, item.ttl)
+                return item
             local = self._socket(destination.local)
             if local is not None:
                 return Transmit(destination.remote, item.datagram, item.ttl, local)
