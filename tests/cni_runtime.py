@@ -180,12 +180,15 @@ class Node_:
             self.daemon = None
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return the entries as they stand on disk, read without our code's ledger."""
+        """Return the entries as they stand on disk, read without our code's ledger and without its lock.
+
+        A line without its end is one that is just being written (a write over the end of a page is seen in
+        part) or whose writer was killed; every line that has its end must be whole.
+        """
         found: dict[int, dict[str, Any]] = {}
         log = self.paths.state / "attachments.log"
-        for line in log.read_bytes().splitlines() if log.exists() else []:
-            if not line:
-                continue
+        data = log.read_bytes() if log.exists() else b""
+        for line in data[: data.rfind(b"\n") + 1].splitlines():
             assert int(line[:8], 16) == zlib.crc32(line[9:])
             entry = json.loads(line[9:])
             found[entry["serial"]] = entry
