@@ -130,9 +130,9 @@ class Answers:
         async with asyncio.timeout(NETCHECK_WAIT):
             while mesh.netcheck_running:
                 await asyncio.sleep(NETCHECK_LOOK)
-        if mesh.control.report is None:
+        if mesh.control.nat.report is None:
             raise ValueError("no network check could be made: no rendezvous or STUN server is known yet")
-        yield mesh.control.report.as_dict()
+        yield mesh.control.nat.report.as_dict()
 
     async def ping(self, request: Mapping[str, Any]) -> Answer:
         """An answer for each probe, in order."""

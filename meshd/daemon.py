@@ -457,7 +457,7 @@ class Daemon:
             self._clock.set(realtime_offset(), synchronised())
             if not self._keeper.has_active(self._mesh.export_active(boottime())):
                 self._persist_soon()
-            report = self._mesh.control.report
+            report = self._mesh.control.nat.report
             if (report is None or not report.observations) and boottime() - self._checked >= NETCHECK_AGAIN:
                 self.check_nat()
 

@@ -82,5 +82,5 @@ class Handshaking:
         """Send the last answer again, while it is fresh and the peer has not shown that it has it."""
         session = self._peer.session
         fresh = session is not None and session.next is not None and now - self._responded < RESPONSE_TIME
-        if fresh and self._peer.pays(endpoint, len(self._response)):
+        if fresh and self._peer.sources.pays(endpoint, len(self._response)):
             self._port.send(endpoint, self._response)

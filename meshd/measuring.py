@@ -14,6 +14,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from crossedge.meshd.inner import Bye
 from crossedge.meshd.path import Path, State
 from crossedge.meshd.peerport import Port
 from crossedge.meshd.punch import Phase as Punching
@@ -43,7 +44,7 @@ class Phase(Enum):
 class Measuring:
     """The measurements of one pair, one after the other."""
 
-    __slots__ = ("_opener", "_path", "_peer", "_port", "_since", "_until", "phase")
+    __slots__ = ("_opener", "_path", "_peer", "_port", "_since", "_until", "only", "phase")
 
     def __init__(self, peer: MeshPeer, port: Port) -> None:
         self._peer = peer
@@ -53,6 +54,8 @@ class Measuring:
         self._since = 0.0
         self._until = 0.0
         self.phase = Phase.OFF
+        self.only = False
+        """Whether the session is there for a measurement alone, so far."""
 
     def begin(self, now: float) -> None:
         """Measure the pair, opening a session if there is none."""
@@ -63,7 +66,7 @@ class Measuring:
             self._scout(now)
         else:
             self.phase, self._until = Phase.OPENING, now + OPEN_TIME
-            self._peer.open_to_measure(now)
+            self._open(now)
             if self._peer.session is None:
                 self.stop()
 
@@ -74,6 +77,24 @@ class Measuring:
         elif self.phase is Phase.OFF and self._port.measurement_due(self._peer, now):
             self._opener = False
             self._scout(now)
+
+    def called(self, now: float, *, measure: bool) -> None:
+        """Note what a call, authentic and fresh, is for, before the peer takes it."""
+        peer = self._peer
+        if not measure:
+            self.in_earnest(now)
+        elif peer.session is None or (peer.accepted and peer.up_at is None and not peer.lively(now)):
+            self.only = True  # the handshake may have been faster than the call
+
+    def in_earnest(self, now: float) -> None:
+        """Make an ordinary session of one that was there for a measurement."""
+        if not self.only:
+            return
+        self.only = False
+        if self._peer.up(now):
+            self._peer.talk.state(now)
+            self._peer.sources.prove_all(now)
+            self._port.touch(self._peer)
 
     def stop(self) -> None:
         """Note that the session is closed."""
@@ -99,7 +120,7 @@ class Measuring:
         if self.phase is Phase.LINGER and now >= self._until:
             self.phase = Phase.OFF
             if self._opener:
-                self._peer.measured_enough(now)
+                self._enough(now)
 
     def _scout(self, now: float) -> None:
         self.phase, self._since, self._until = Phase.SCOUTING, now, now
@@ -157,4 +178,19 @@ class Measuring:
         self.phase, self._path = Phase.OFF, None
         if self._opener:
             self._port.measured(self._peer, answered=False)
-            self._peer.measured_enough(now)
+            self._enough(now)
+
+    def _open(self, now: float) -> None:
+        """Open the session, or renew its keys."""
+        session = self._peer.session
+        if session is None:
+            self.only = True
+            self._peer.open(now)
+        else:
+            session.initiate(now)
+
+    def _enough(self, now: float) -> None:
+        """Let go of a session that nothing but a measurement wanted."""
+        if self.only and self._peer.session is not None:
+            self._peer.talk.say(Bye().encode(), now)
+            self._peer.close("measured")

@@ -178,7 +178,8 @@ class Mesh:
     def begin_netcheck(self, ports: Sequence[int], now: float) -> None:
         """Start a network check with sockets on these local ports, the daemon's own first.
 
-        What is for socket number i carries `local=i`. `control.report` is there once `netcheck_running` ends.
+        What is for socket number i carries `local=i`. `control.nat.report` is there once
+        `netcheck_running` ends.
         """
         self._now = now
         self.control.begin_netcheck(ports, now)
@@ -186,7 +187,7 @@ class Mesh:
     @property
     def netcheck_running(self) -> bool:
         """Whether a network check still needs its sockets."""
-        return self.control.netcheck is not None
+        return self.control.nat.netcheck is not None
 
     def want_session(self, link: Link, now: float) -> None:
         """Open the session of a link: the data path has a packet for it and no key or no endpoint."""
@@ -240,7 +241,7 @@ class Mesh:
         elif kind is Kind.CONTROL:
             self.control.receive(datagram, source, now)
         elif kind is Kind.STUN and not isinstance(source, RelayEndpoint):
-            self.control.receive_stun(datagram, source, local, now)
+            self.control.nat.receive(datagram, source, local, now)
         else:
             self.dropped["unexpected-kind"] += 1
         self._pump()
@@ -261,7 +262,7 @@ class Mesh:
             return
         if isinstance(message, inner.Statement):
             self.control.offer(message.record, message.certificate, owner.node_id, now)
-            owner.roamed(source, len(plaintext), now)
+            owner.sources.roamed(source, len(plaintext), now)
         else:
             owner.receive_inner(message, len(plaintext), source, now, now if stamp is None else stamp)
         self._pump()
@@ -281,7 +282,7 @@ class Mesh:
         if isinstance(owner, StaticPeer):
             owner.heard(source, now)
         elif owner is not None:
-            owner.roamed(source, size, now)
+            owner.sources.roamed(source, size, now)
         self._pump()
 
     def _handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
@@ -289,7 +290,7 @@ class Mesh:
         again = self._recent.get(datagram) if initiation else None
         if again is not None:
             self.dropped["repeated-initiation"] += 1
-            again.repeated(source, len(datagram), now)
+            again.sources.repeated(source, len(datagram), now)
             return
         session = self.handshakes.receive(datagram, source, now)
         untried, self._untried = self._untried, None
@@ -297,7 +298,7 @@ class Mesh:
             untried.refuse()  # whoever wrote it knew the member's public key and no more
         owner = None if session is None else session.owner
         if isinstance(owner, MeshPeer):
-            owner.handshaken(source, len(datagram), now)
+            owner.sources.handshaken(source, len(datagram), now)
             if initiation:
                 if len(self._recent) >= RECENT_INITIATIONS:
                     del self._recent[next(iter(self._recent))]
@@ -307,7 +308,7 @@ class Mesh:
             self.touch(owner)
         while (reply := self.handshakes.poll_transmit()) is not None:
             answer, destination = reply
-            if not isinstance(owner, MeshPeer) or owner.pays(destination, len(answer)):
+            if not isinstance(owner, MeshPeer) or owner.sources.pays(destination, len(answer)):
                 self._control.transmit(destination, answer)
             if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
                 owner.handshaking.responded(answer, destination, now)
@@ -478,9 +479,9 @@ class Mesh:
         peer = self.members.get(member.node_id)
         if peer is None:
             return
-        peer.called_to_measure(now, measure=body.measure)
+        peer.measuring.called(now, measure=body.measure)
         if relay is not None:
-            peer.learn_relay(relay, now, heard=True)
+            peer.sources.learn_relay(relay, now, heard=True)
         peer.seen_at = event.observed.host
         if body.initiation:
             self._handshake(body.initiation, relay or self.control.clients[event.server].endpoint, now)
@@ -490,7 +491,7 @@ class Mesh:
         """Give a peer the channel that its call got."""
         peer = self.members.get(node_id)
         if peer is not None:
-            peer.learn_relay(relay, now, heard=False)
+            peer.sources.learn_relay(relay, now, heard=False)
 
     def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
         """Let the peer behind a channel hear from us, now that it leads to us again."""
@@ -509,14 +510,14 @@ class Mesh:
         peer = self.members.get(member.node_id)
         if peer is not None and not isinstance(source, RelayEndpoint):
             self.services.budget.confirm(remote_of(source))
-            peer.pinged(source, size, now)
+            peer.sources.pinged(source, size, now)
 
     def ponged(self, member: Member, endpoint: DirectEndpoint, now: float) -> None:
         """Let a peer note that an endpoint answered."""
         peer = self.members.get(member.node_id)
         if peer is not None:
             self.services.budget.confirm(remote_of(endpoint))
-            peer.ponged(endpoint, now)
+            peer.sources.ponged(endpoint, now)
 
     def scouted(self, local: int, mapped: UdpEndpoint, now: float) -> None:
         """Tell whoever opened a further socket where it is seen."""

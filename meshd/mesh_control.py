@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from crossedge.meshd import client_events as ce
 from crossedge.meshd import directory as dir_
@@ -19,17 +18,14 @@ from crossedge.meshd.callers import Finds, WaitingCalls
 from crossedge.meshd.candidates import Candidates
 from crossedge.meshd.challenges import Challenges
 from crossedge.meshd.client import RendezvousClient
-from crossedge.meshd.events import BlocklistToPersist, MeshEvent, Notice
-from crossedge.meshd.lifetime import SOCKETS as LIFETIME_SOCKETS
-from crossedge.meshd.lifetime import LifetimeCheck
-from crossedge.meshd.natverdict import Finding
-from crossedge.meshd.netcheck import Netcheck, NetcheckReport
+from crossedge.meshd.controlhost import ControlHost
+from crossedge.meshd.events import BlocklistToPersist, Notice
+from crossedge.meshd.natdiscovery import NatDiscovery
 from crossedge.meshd.nodecontrol import PING_LONG, PING_SHORT, NodeControl
 from crossedge.meshd.ownrecord import OwnRecord
 from crossedge.meshd.punch import Shot
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.settings import MeshSettings
-from crossedge.meshd.stunclient import StunAnswer, StunClient, StunObservers
 from crossedge.meshd.transmit import Late, Make, Transmit
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
@@ -37,66 +33,13 @@ from crossedge.wire.endpoint import (
     DirectEndpoint,
     Endpoint,
     RelayEndpoint,
-    SocketEndpoint,
     UdpEndpoint,
     remote_of,
 )
 from crossedge.wire.envelope import ControlKey, is_cookie_reply
-from crossedge.wire.record import CandidateKind, NatVerdict
 
 TRANSMITS_MAX: Final = 4096
 PROBE_SPACING: Final = 0.25  # seconds between questions where we are seen
-
-
-class ControlHost(Protocol):
-    """What the control side tells the mesh."""
-
-    def member_added(self, member: dir_.Peer, now: float) -> None:
-        """Take a member that was not known."""
-
-    def member_changed(self, member: dir_.Peer, previous: dir_.Peer, now: float) -> None:
-        """Take a newer record, perhaps under another certificate."""
-
-    def member_removed(self, member: dir_.Peer, reason: str) -> None:
-        """Let go of a member."""
-
-    def called(
-        self, member: dir_.Peer, body: m.CallBody, relay: RelayEndpoint | None, event: ce.Called, now: float
-    ) -> None:
-        """Take an authentic, fresh call; of `event` nothing but hints is left to read."""
-
-    def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:
-        """Take the channel that a call got."""
-
-    def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
-        """Take the news that a channel leads to us again, where we are now."""
-
-    def relay_gone(self, relay: RelayEndpoint, now: float) -> None:
-        """Take the news that a rendezvous does not know this channel of ours."""
-
-    def pinged(self, member: dir_.Peer, source: Endpoint, size: int, now: float) -> None:
-        """Take an authentic, fresh ping, which had `size` bytes more than its answer."""
-
-    def ponged(self, member: dir_.Peer, endpoint: DirectEndpoint, now: float) -> None:
-        """Take the news that the member answered our ping to this endpoint."""
-
-    def scouted(self, local: int, mapped: UdpEndpoint, now: float) -> None:
-        """Take the news where a STUN server sees this further socket."""
-
-    def further_sockets(self, count: int) -> tuple[int, ...]:
-        """Return numbers for so many further sockets, none for 0; those given before are closed."""
-
-    def reachable(self, server: bytes, now: float, *, anew: bool) -> None:
-        """Take the news that a rendezvous has us registered; `anew`: it had forgotten us and all channels."""
-
-    def restated(self, now: float) -> None:
-        """Take the news that our own record is another one."""
-
-    def blocklist_wanted(self, node_id: bytes, now: float) -> None:
-        """Take the news that a member holds a newer blocklist than we do."""
-
-    def emit(self, event: MeshEvent) -> None:
-        """Hand an event to the shell."""
 
 
 class ControlPlane:
@@ -123,12 +66,7 @@ class ControlPlane:
         self.node = NodeControl(ControlKey.generate(random), random, now)
         self.own = OwnRecord(settings.certificate, settings.signing_key, self.node.key.public, numbers, clock)
         self.clients: dict[bytes, RendezvousClient] = {}
-        self.verdict = NatVerdict()
-        self.report: NetcheckReport | None = None
-        self.netcheck: Netcheck | None = None
-        self.observers = StunObservers(settings.stun, random, now)
-        self._scouts = StunClient(random)
-        self.lifetime: LifetimeCheck | None = None
+        self.nat = NatDiscovery(settings.stun, self.candidates, host, self._say, self.dropped, random, now)
         self._host = host
         self._numbers = numbers
         self._random = random
@@ -236,65 +174,18 @@ class ControlPlane:
     def set_host_addresses(self, addresses: Iterable[str], now: float) -> bool:
         """Take the host's addresses; True if they make other candidates."""
         changed = self.candidates.set_host_addresses(addresses)
-        self.observers.refresh(now)
+        self.nat.observers.refresh(now)
         self.probe_mappings(now)
         if changed:
             self._say(now)
         return changed
-
-    def set_verdict(self, verdict: NatVerdict, now: float) -> None:
-        """Take what the network check found."""
-        self.verdict = verdict
-        self._say(now)
-
-    def begin_netcheck(self, ports: Sequence[int], now: float) -> None:
-        """Start a network check with sockets on these local ports, the daemon's own first.
-
-        With nobody to ask there is none, and what an earlier one found still stands.
-        """
-        known = [*(client.endpoint for client in self.clients.values()), *self.settings.stun]
-        servers = [server for server in known if ":" not in server.host]
-        if not servers:
-            return
-        hosts = [c.endpoint.host for c in self.candidates.current if c.kind is CandidateKind.HOST]
-        self.netcheck = Netcheck(servers, ports, hosts, self._random, now)
-        self._netcheck_done(now)
-
-    def _netcheck_done(self, now: float) -> None:
-        if self.netcheck is None or self.netcheck.report is None:
-            return
-        self.report = self.netcheck.report
-        self.netcheck = None
-        known = self.verdict
-        verdict = self.report.verdict
-        if (verdict.mapping, verdict.allocation) == (known.mapping, known.allocation):
-            verdict = replace(verdict, lifetime=known.lifetime)
-        self.set_verdict(verdict, now)
-        self._measure_lifetime(now)
-
-    def _measure_lifetime(self, now: float) -> None:
-        """Find out how long a mapping lives; what was measured before stands until then."""
-        servers = [server for server, _ in self.report.observations] if self.report is not None else []
-        sockets = self._host.further_sockets(LIFETIME_SOCKETS if servers else 0)
-        self.lifetime = LifetimeCheck(servers[0], sockets, self._random, now) if sockets else None
-
-    def _lifetime_done(self, now: float) -> None:
-        check = self.lifetime
-        if check is None or not check.done:
-            return
-        self.lifetime = None
-        self._host.further_sockets(0)
-        if self.report is not None:
-            value = "unknown" if check.lifetime is None else f"{check.lifetime} s"
-            self.report = self.report.with_finding(Finding("lifetime", value, check.why))
-        self.set_verdict(replace(self.verdict, lifetime=check.lifetime), now)
 
     def _say(self, now: float) -> None:
         """Sign a new record if what it says has changed, and tell everyone."""
         news = self.own.update(
             control_key=self.node.key.public,
             candidates=self.candidates.current,
-            verdict=self.verdict,
+            verdict=self.nat.verdict,
             servers=self.clients,
             blocklist=self.directory.blocklist.serial,
         )
@@ -313,6 +204,15 @@ class ControlPlane:
         self._say(now)
         for client in self.clients.values():
             client.set_control_key(self.node.key, now)
+
+    def begin_netcheck(self, ports: Sequence[int], now: float) -> None:
+        """Start a network check with sockets on these local ports, the daemon's own first."""
+        self.nat.begin_netcheck([client.endpoint for client in self.clients.values()], ports, now)
+
+    def scout(self, local: int, now: float) -> bool:
+        """Ask a server where it sees this further socket; False where there is none to ask."""
+        registered = [c.endpoint for c in self.clients.values() if c.state is ce.ClientState.REGISTERED]
+        return self.nat.scout(registered, local, now)
 
     # --- Pings ------------------------------------------------------------------------------------------
 
@@ -346,12 +246,6 @@ class ControlPlane:
         self.sent["volley"] += len(targets)
         for target in targets:
             self.transmit(target, sealed, ttl)
-
-    def scout(self, local: int, now: float) -> bool:
-        """Ask a server where it sees this further socket; False where there is none to ask."""
-        registered = [c.endpoint for c in self.clients.values() if c.state is ce.ClientState.REGISTERED]
-        servers = [each for each in (*registered, *self.settings.stun) if ":" not in each.host]
-        return bool(servers) and self._scouts.ask(servers[0], now, local=local)
 
     def receive(self, datagram: bytes, source: Endpoint, now: float) -> None:
         """Take an untrusted control datagram (CE 01)."""
@@ -531,28 +425,6 @@ class ControlPlane:
 
     # --- In and out -------------------------------------------------------------------------------------
 
-    def receive_stun(self, datagram: bytes, source: DirectEndpoint, local: int, now: float) -> None:
-        """Take an untrusted STUN datagram; `local` numbers the sockets of a network check."""
-        if isinstance(source, SocketEndpoint):
-            if self.lifetime is not None and self.lifetime.receive(datagram, source, now):
-                self._lifetime_done(now)
-                return
-            if not self._scouts.receive(datagram, source.remote, source.local, now):
-                self.dropped["unasked-stun"] += 1
-            while (event := self._scouts.poll_event()) is not None:
-                if isinstance(event, StunAnswer):
-                    self._host.scouted(event.local, event.mapped, now)
-            return
-        if self.netcheck is not None and self.netcheck.receive(datagram, source, local, now):
-            self._netcheck_done(now)
-            return
-        if not local and self.observers.receive(datagram, source, now):
-            while (seen := self.observers.poll_event()) is not None:
-                if self.candidates.observe(seen.observer, seen.host, seen.endpoint):
-                    self._say(now)
-            return
-        self.dropped["unasked-stun"] += 1
-
     def transmit(
         self, destination: Endpoint, datagram: bytes, ttl: int | None = None, local: int = 0
     ) -> None:
@@ -582,18 +454,11 @@ class ControlPlane:
         for client in self.clients.values():
             if (item := client.poll_transmit()) is not None:
                 return item
-        if (item := self._scouts.poll_transmit()) is not None and isinstance(item.destination, UdpEndpoint):
-            return Transmit(SocketEndpoint(item.destination, item.local), item.datagram)
-        if self.lifetime is not None and (sent := self.lifetime.poll_transmit()) is not None:
-            return Transmit(*sent)
-        if self.netcheck is not None and (item := self.netcheck.poll_transmit()) is not None:
-            return item
-        return self.observers.poll_transmit()
+        return self.nat.poll_transmit()
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do."""
-        parts = (*self.clients.values(), self.netcheck, self.observers, self._scouts, self.lifetime)
-        times = [None if part is None else part.next_deadline() for part in parts]
+        times = [*(client.next_deadline() for client in self.clients.values()), self.nat.next_deadline()]
         known = [when for when in times if when is not None]
         return min([self.directory.next_deadline(), self.node.next_rotation(), *known])
 
@@ -605,15 +470,6 @@ class ControlPlane:
             self._client_events(client, now)
         self.directory.handle_timeout(now)
         self._directory_events(now)
-        if self.netcheck is not None:
-            self.netcheck.handle_timeout(now)
-            self._netcheck_done(now)
-        self.observers.handle_timeout(now)
-        if self.lifetime is not None:
-            self.lifetime.handle_timeout(now)
-            self._lifetime_done(now)
-        self._scouts.handle_timeout(now)
-        while self._scouts.poll_event() is not None:
-            pass  # no answer: whoever waits for it has a time limit of its own
+        self.nat.handle_timeout(now)
         if now >= self.node.next_rotation():
             self.rotate_key(now)

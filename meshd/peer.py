@@ -17,39 +17,29 @@ from typing import Final
 
 from crossedge.latency.readings import Reading
 from crossedge.meshd.directory import Peer as Member
-from crossedge.meshd.events import Direct, LinkReady, PathChanged, SessionChanged
+from crossedge.meshd.events import Direct, SessionChanged
 from crossedge.meshd.handshaking import NEVER, Handshaking
-from crossedge.meshd.inner import Bye, Inner, ProbeReply
+from crossedge.meshd.inner import Bye, Inner
 from crossedge.meshd.latertries import LaterTries
 from crossedge.meshd.link import Link
 from crossedge.meshd.measuring import Measuring
 from crossedge.meshd.natplan import Nature, Plan, nature, plan
 from crossedge.meshd.offers import Offers
-from crossedge.meshd.path import Path, State
+from crossedge.meshd.path import State
 from crossedge.meshd.paths import Paths
 from crossedge.meshd.peerport import Gate, Port
 from crossedge.meshd.punch import Phase, Punch, Volley
 from crossedge.meshd.session import HandshakeFailed, KeypairRotated, Session, SessionExpired, SessionUp
+from crossedge.meshd.sources import Sources
 from crossedge.meshd.talk import Talk
-from crossedge.wire.endpoint import (
-    DirectEndpoint,
-    Endpoint,
-    RelayEndpoint,
-    SocketEndpoint,
-    UdpEndpoint,
-    remote_of,
-)
+from crossedge.meshd.way import Way
+from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 
 ACTIVE_TIME: Final = 20.0  # seconds after the last packet for which a pair counts as having traffic
 SESSION_IDLE: Final = 300.0  # seconds without traffic after which a session is closed
-IDLE: Final = "idle"  # why the endpoints change, where nobody needs to hear of it
 SILENT: Final = 2.0  # seconds without a sign of life, with traffic, after which new keys are tried
 SILENT_AGAIN: Final = 5.0
 DOUBT_AGAIN: Final = 5.0  # seconds between calls because no direct path is good any more
-
-HEARD_TIME: Final = (
-    10.0  # seconds for which a ping that came before the session makes its source worth a proof
-)
 
 
 class MeshPeer:
@@ -62,6 +52,8 @@ class MeshPeer:
         self.member = member
         self.session: Session | None = None
         self.link = Link(member.name, Gate(self))
+        self.sources = Sources(self, port)
+        self.way = Way(self, port)
         self.paths = Paths(random, int.from_bytes(random(2), "big") / 65536)
         self.punch = Punch()
         self.later = LaterTries(self, port)
@@ -83,14 +75,12 @@ class MeshPeer:
         self.last_heard: float | None = None
         self.proved_at: float | None = None
         """When the peer was last reached and we by it: a probe was answered, or a handshake was."""
-        self.measure_only = False
-        """Whether the session is there for a measurement alone, so far."""
         self.measuring = Measuring(self, port)
         self.reading: Reading | None = None
         """What was measured of the pair; None while it never had a path."""
+        self.accepted = False
+        """Whether the session is one that the peer opened."""
         self._port = port
-        self._told: tuple[Endpoint, ...] = ()
-        self._accepted = False
         self._silent_tried = NEVER
         self._doubt_tried = NEVER
         self._leads = leads
@@ -130,14 +120,6 @@ class MeshPeer:
             self._pictured = self._port.picture()
         return self._plan
 
-    @property
-    def direct(self) -> Path | None:
-        """The direct path that data takes alone, if it does."""
-        current = self.paths.current
-        if current is None or current.relay or self.link.endpoints != (current.endpoint,):
-            return None
-        return current
-
     # --- Opening and closing ----------------------------------------------------------------------------
 
     def want(self, now: float) -> None:
@@ -167,7 +149,7 @@ class MeshPeer:
 
     def _want(self, now: float) -> None:
         self.last_data = now
-        self._in_earnest(now)
+        self.measuring.in_earnest(now)
         if self.session is None:
             self.open(now)
         elif not self.session.usable(now):
@@ -181,37 +163,6 @@ class MeshPeer:
         self.opened_at = self.handshaking.since = now
         self.session.initiate(now)
         self.recall(now)
-
-    def open_to_measure(self, now: float) -> None:
-        """Open the session, or renew its keys, for a measurement."""
-        if self.session is None:
-            self.measure_only = True
-            self.open(now)
-        else:
-            self.session.initiate(now)
-
-    def measured_enough(self, now: float) -> None:
-        """Let go of a session that nothing but a measurement wanted."""
-        if self.measure_only and self.session is not None:
-            self.talk.say(Bye().encode(), now)
-            self.close("measured")
-
-    def called_to_measure(self, now: float, *, measure: bool) -> None:
-        """Note what a call, authentic and fresh, is for; `called` follows."""
-        if not measure:
-            self._in_earnest(now)
-        elif self.session is None or (self._accepted and self.up_at is None and not self.lively(now)):
-            self.measure_only = True  # the handshake may have been faster than the call
-
-    def _in_earnest(self, now: float) -> None:
-        """Make an ordinary session of one that was there for a measurement."""
-        if not self.measure_only:
-            return
-        self.measure_only = False
-        if self.up(now):
-            self.talk.state(now)
-            self._prove_all(now)
-            self._port.touch(self)
 
     def reopen(self, last_good: UdpEndpoint | None, now: float) -> None:
         """Open the session that an earlier life of this daemon had."""
@@ -258,7 +209,7 @@ class MeshPeer:
 
     def accept(self, now: float) -> Session | None:
         """Return the session for a handshake that comes in, a new one if need be."""
-        self._accepted |= self.session is None
+        self.accepted |= self.session is None
         self._ensure_session(now)
         return self.session
 
@@ -267,7 +218,7 @@ class MeshPeer:
         if self.session is not None:
             self.session.close()
         self.session = None
-        self.measure_only = self._accepted = False
+        self.measuring.only = self.accepted = False
         self.opened_at = None
         self.handshaking.since = NEVER
 
@@ -286,18 +237,18 @@ class MeshPeer:
         """Let go of keys and paths; `state` says why."""
         if self.session is None:
             return
-        told = (self.up_at is not None or self.wanted_at is not None) and not self.measure_only
+        told = (self.up_at is not None or self.wanted_at is not None) and not self.measuring.only
         self.measuring.stop()
-        self.measure_only = self._accepted = False
+        self.measuring.only = self.accepted = False
         self.session.close()
         self.session = None
         self.talk.clear()
         self.link.agreed = None
-        self._set_path((), 0, state)
+        self.way.set((), 0, state)
         self.paths.clear()
         self.punch.reset()
         self.later.end()
-        self._free_sockets()
+        self.sources.free_sockets()
         self.offers.clear()
         self.wanted_at = self.opened_at = self.up_at = self.direct_at = None
         self.handshaking.called = False
@@ -374,88 +325,11 @@ class MeshPeer:
             self.punch.called(self.offers.candidates(), now, self.plan(anew=True).first_time)
         self._port.touch(self)
 
-    def learn_relay(self, endpoint: RelayEndpoint, now: float, *, heard: bool) -> None:
-        """Take a channel that leads to the peer; `heard`: something authentic came through it."""
-        path = self._path(endpoint, now)
-        if path is None:
-            return
-        if heard:
-            path.heard(now)
-        if self.up(now):
-            self._prove(path, now)
-        elif not heard:
-            self.handshaking.try_way(endpoint, now)
-        self._port.touch(self)
-
-    def pinged(self, source: DirectEndpoint, size: int, now: float) -> None:
-        """Note an authentic, fresh ping from here, `size` bytes longer than its answer: challenge it."""
-        path = self._path(source, now)
-        if path is None:
-            return
-        path.heard(now)
-        path.credit += size
-        self.punch.heard(source, now, short=path.limited)
-        if self.up(now) and path.state in (State.UNPROVEN, State.LOST):
-            self._prove(path, now)
-        self._port.touch(self)
-
-    def ponged(self, endpoint: DirectEndpoint, now: float) -> None:
-        """Note that the peer answered our challenge to this endpoint: it takes handshakes and proofs now."""
-        path = self._path(endpoint, now)
-        if path is None:
-            return
-        first = not path.consented
-        path.consented = True
-        path.heard(now)
-        if self.up(now):
-            self._prove(path, now)
-            if first:
-                path.nudge(now)  # what it got before was small
-        elif first:
-            self.handshaking.try_way(endpoint, now)
-        self._port.touch(self)
-
-    def handshaken(self, source: Endpoint, size: int, now: float) -> None:
-        """Note an authentic handshake message. Even a response may have been sent on from elsewhere."""
-        self.last_heard = now
-        path = self._path(source, now)
-        if path is not None:
-            path.heard(now)
-            path.credit += size
-        self._port.touch(self)
-
-    def repeated(self, source: Endpoint, size: int, now: float) -> None:
-        """Answer a copy of the peer's last initiation; whoever sent it may be anybody."""
-        path = self.paths.get(source)
-        if path is not None:
-            path.credit += size
-        self.handshaking.repeat(source, now)
-
-    def roamed(self, source: Endpoint, size: int, now: float) -> None:
-        """Note that `size` bytes from an endpoint were genuine and new; where it is new it is challenged."""
-        self.last_heard = now
-        path = self._path(source, now)
-        if path is None:
-            return
-        path.heard(now)
-        path.credit += size
-        if self.up(now) and (path.state is State.UNPROVEN or (path.limited and path.state is State.LOST)):
-            self._prove(path, now)
-            self._port.touch(self)
-
-    def pays(self, endpoint: Endpoint, size: int) -> bool:
-        """Tell whether an answer of so many bytes may go to an endpoint, and count them."""
-        path = self.paths.get(endpoint)
-        if path is None or path.pays(size):
-            return True
-        self._port.dropped["unproven-source"] += 1
-        return False
-
     def receive_inner(self, message: Inner, size: int, source: Endpoint, now: float, stamp: float) -> None:
         """Take an in-session message of `size` bytes that came from here; statements are the mesh's."""
-        self.roamed(source, size, now)
+        self.sources.roamed(source, size, now)
         self.talk.receive(message, source, now, stamp)
-        self._flush()
+        self.way.flush()
         self._port.touch(self)
 
     def bidden_farewell(self, now: float) -> None:
@@ -465,60 +339,15 @@ class MeshPeer:
         else:
             self.close("idle")
 
-    def replied(self, reply: ProbeReply, source: Endpoint, now: float, stamp: float) -> None:
-        """Take the answer to a probe."""
-        path = self.paths.replied(reply, source, stamp, now)
-        if path is None:
-            self._port.dropped["unasked-probe-reply"] += 1
-            return
-        self.proved_at = now
-        if path.state is State.PROVEN and not path.relay:
-            if isinstance(path.endpoint, UdpEndpoint):
-                self.last_good = path.endpoint
-            if self.punch.phase is not Phase.DONE:
-                self.punch.done()
-                self.later.end()
-
-    def _path(self, endpoint: Endpoint, now: float) -> Path | None:
-        """Return the path to an endpoint, a new one if it may and can be one."""
-        path = self.paths.get(endpoint)
-        if path is None and self._port.usable(endpoint):
-            path = self.paths.add(endpoint, now)
-            if path is None:
-                self._port.dropped["paths-full"] += 1
-        if path is not None:
-            if not isinstance(endpoint, RelayEndpoint):
-                path.offered = remote_of(endpoint) in self.offers
-            if path.record is None:
-                if self.reading is None:
-                    self.reading = Reading()
-                path.record = self.reading.relayed if path.relay else self.reading.direct
-        return path
-
-    def _prove(self, path: Path, now: float) -> None:
-        if not self.measure_only:
-            path.prove(now)
-
-    def _free_sockets(self) -> None:
-        """Close the further sockets that neither a path nor a try that is going on uses."""
-        used = set(self.later.sockets)
-        for path in self.paths:
-            if isinstance(path.endpoint, SocketEndpoint):
-                if path.state is State.LOST:
-                    self.paths.remove(path.endpoint)
-                else:
-                    used.add(path.endpoint.local)
-        self._port.free_sockets(self, used)
-
     # --- Traffic ----------------------------------------------------------------------------------------
 
     def on_data_sent(self, now: float, size: int) -> None:
         """Note that the data path sent a batch."""
         if not size:
             return
-        self._in_earnest(now)
+        self.measuring.in_earnest(now)
         self._traffic(now)
-        if self.direct_at is None and self.direct is not None:
+        if self.direct_at is None and self.way.direct is not None:
             self.direct_at = now
             if self.wanted_at is not None:
                 self.time_to_direct = now - self.wanted_at
@@ -530,7 +359,7 @@ class MeshPeer:
         if size:
             if self.wanted_at is None:
                 self.wanted_at = now
-            self._in_earnest(now)
+            self.measuring.in_earnest(now)
             self._traffic(now)
 
     def on_rotated(self) -> None:
@@ -558,7 +387,7 @@ class MeshPeer:
 
     @property
     def _idle_time(self) -> float:
-        return ACTIVE_TIME if self.measure_only else SESSION_IDLE
+        return ACTIVE_TIME if self.measuring.only else SESSION_IDLE
 
     def _last_use(self) -> float:
         return max(self.last_data or NEVER, self.opened_at or NEVER)
@@ -582,7 +411,7 @@ class MeshPeer:
         while (datagram := session.poll_transmit()) is not None:
             self.handshaking.send(datagram, now)
         self._session_events(session, now)
-        self._choose(now)
+        self.way.choose(now)
         self.talk.pump_pings(now)
         self.measuring.pump(now)
 
@@ -621,19 +450,11 @@ class MeshPeer:
     def _on_up(self, event: SessionUp, now: float) -> None:
         self.up_at = now
         self.last_heard = self.proved_at = now
-        self.talk.begin(event.keypair, now, state=not self.measure_only)
-        if not self.measure_only:
-            self._prove_all(now)
+        self.talk.begin(event.keypair, now, state=not self.measuring.only)
+        if not self.measuring.only:
+            self.sources.prove_all(now)
             self._port.emit(SessionChanged(self.name, "up"))
         self.measuring.up(now)
-
-    def _prove_all(self, now: float) -> None:
-        for path in self.paths:
-            recently = path.last_heard is not None and now - path.last_heard < HEARD_TIME
-            if path.relay or path.consented or recently:
-                if not isinstance(path.endpoint, RelayEndpoint):
-                    path.offered = remote_of(path.endpoint) in self.offers
-                path.prove(now)
 
     def _punch(self, now: float) -> None:
         self._fire(now)
@@ -648,7 +469,7 @@ class MeshPeer:
                 self.later.begin(call.attempt, now)
         self.later.handle_timeout(now)
         self._fire(now)
-        self._free_sockets()
+        self.sources.free_sockets()
 
     def _fire(self, now: float) -> None:
         for shot in self.punch.take(now):
@@ -676,36 +497,3 @@ class MeshPeer:
         if up and now - heard >= SILENT and now - self._silent_tried >= SILENT_AGAIN:
             self._silent_tried = now
             session.initiate(now, urgent=True)
-
-    def _choose(self, now: float) -> None:
-        if not self.up(now):
-            if self.session is not None and self.session.current is None:
-                self._set_path((), 0, "no session")
-            return
-        lively = self.lively(now)
-        endpoints, size = self.paths.select(now, lively=lively)
-        first = self.paths.get(endpoints[0]) if endpoints else None
-        if not lively or (len(endpoints) > 1 and first is not None and first.state is State.PROVEN):
-            reason = IDLE
-        elif len(endpoints) > 1:
-            reason = "in doubt"
-        else:
-            relayed = any(isinstance(endpoint, RelayEndpoint) for endpoint in endpoints)
-            reason = "relayed" if relayed else "direct"
-        self._set_path(endpoints, size, reason)
-        keepalive = self._port.keepalive(self)
-        for path in self.paths.directs():  # a relay is asked as often as ever: it shows that we are in reach
-            path.keepalive = keepalive
-
-    def _set_path(self, endpoints: tuple[Endpoint, ...], size: int, reason: str) -> None:
-        changed = endpoints != self.link.endpoints
-        if changed or (endpoints and size - self.link.overhead != self.link.datagram_size):
-            self.link.set_path(endpoints, size)
-        if endpoints != self._told and (reason != IDLE or not self._told) and not self.measure_only:
-            self._port.emit(PathChanged(self.name, self._told, endpoints, reason))
-            self._told = endpoints
-        self._flush()
-
-    def _flush(self) -> None:
-        if self.link.queue and self.link.endpoints:
-            self._port.emit(LinkReady(self.link))

@@ -140,7 +140,7 @@ class PeerServices:
 
         A NAT whose lifetime was not measured is taken for one that forgets soon.
         """
-        measured = (self._plane.verdict.lifetime, peer.member.record.verdict.lifetime)
+        measured = (self._plane.nat.verdict.lifetime, peer.member.record.verdict.lifetime)
         intervals = [
             KEEPALIVE_INTERVAL if lifetime is None else max(LIFETIME_LEAST, lifetime * LIFETIME_SHARE)
             for lifetime in measured
@@ -159,7 +159,7 @@ class PeerServices:
 
     def verdict(self) -> NatVerdict:
         """Return what the NAT before us is known to be; who shares our public address may know it better."""
-        own = self._plane.verdict
+        own = self._plane.nat.verdict
         if own.mapping is not Behaviour.UNKNOWN:
             return own
         return self._shared(self._public(), None) or own
@@ -194,7 +194,7 @@ class PeerServices:
 
         Behind a hard NAT only the addresses count: its ports change all the time.
         """
-        verdict = self._plane.verdict
+        verdict = self._plane.nat.verdict
         endpoints = {candidate.endpoint for candidate in self._plane.candidates.current}
         if nature(verdict) is Nature.EASY:
             return verdict.mapping, verdict.filtering, frozenset(endpoints)
@@ -202,7 +202,7 @@ class PeerServices:
 
     def port_step(self) -> int:
         """Return the usual distance between the ports that our NAT gives in order, not 0."""
-        report = self._plane.report
+        report = self._plane.nat.report
         return report.step if report is not None and report.step else 1
 
     def take_sockets(self, peer: MeshPeer, count: int) -> tuple[int, ...]:
@@ -275,7 +275,7 @@ class PeerServices:
         waiting = None if peer.session is None else peer.session.initiation
         rtt = peer.paths.relay_rtt()
         body = waiting or b""
-        return self._control().call(peer.member, attempt, rtt, body, now, fresh, measure=peer.measure_only)
+        return self._control().call(peer.member, attempt, rtt, body, now, fresh, measure=peer.measuring.only)
 
     def rebind(self, peer: MeshPeer, now: float) -> None:
         """Bind our side of the peer's relay channels anew, and look whether our mapping moved."""

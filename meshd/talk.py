@@ -73,7 +73,7 @@ class Talk:
         if session is None or session.current is None or not session.usable(now):
             return
         size = len(plaintext) + TRANSPORT_OVERHEAD + (0 if exact else -len(plaintext) % PADDING)
-        if not self._peer.pays(endpoint, size):
+        if not self._peer.sources.pays(endpoint, size):
             return
         try:
             datagram = seal_transport(session.current, plaintext, pad=not exact)
@@ -93,7 +93,7 @@ class Talk:
         session = self._peer.session
         if session is None or session.current is None or not session.usable(now):
             return
-        if not self._peer.pays(endpoint, size):
+        if not self._peer.sources.pays(endpoint, size):
             return
         keypair = session.current
         session.data_sent(now, 0)
@@ -177,7 +177,7 @@ class Talk:
                 if self.pings.replied(message, stamp):
                     self._peer.proved_at = now
                 else:
-                    self._peer.replied(message, source, now, stamp)
+                    self._peer.sources.replied(message, source, now, stamp)
             case Hello():
                 self._hear_hello(message, now)
             case BlocklistAsk():

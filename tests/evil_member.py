@@ -128,7 +128,7 @@ class EvilMember:
         peer = self.peer(name)
         assert peer is not None
         self.mesh.want_session(peer.link, boottime())
-        self.run(lambda: peer.link.superframes and peer.direct is not None)
+        self.run(lambda: peer.link.superframes and peer.way.direct is not None)
 
     # --- Lies -------------------------------------------------------------------------------------------
 
@@ -173,10 +173,10 @@ class EvilMember:
         peer = self.peer(name)
         assert peer is not None
         self.mesh.want_session(peer.link, boottime())  # without traffic the path would not be kept up
-        self.run(lambda: peer.direct is not None)
-        assert peer.direct is not None
+        self.run(lambda: peer.way.direct is not None)
+        assert peer.way.direct is not None
         for datagram in datagrams:
-            self._send(datagram, peer.direct.endpoint)
+            self._send(datagram, peer.way.direct.endpoint)
 
 
 def frame(

@@ -130,8 +130,8 @@ class Meeting:
     def _node(self, name: str, nat: str) -> SimNode:
         node = self.world.node(name, nat)
         control = node.mesh.control
-        control.report = report(nat)
-        control.set_verdict(control.report.verdict, self.world.net.now)
+        control.nat.report = report(nat)
+        control.nat.set_verdict(control.nat.report.verdict, self.world.net.now)
         node.host.wake()
         return node
 
@@ -151,7 +151,7 @@ class Meeting:
         while not direct and not given_up and now < start + horizon:
             world.run(LOOK)
             now = world.net.now
-            direct = at.direct is not None and theirs.direct is not None
+            direct = at.way.direct is not None and theirs.way.direct is not None
             given_up = all(peer.punch.phase is Phase.SPENT and peer.link.endpoints for peer in (at, theirs))
         if direct:
             now = max(self._last_move(node) for node in self.nodes)

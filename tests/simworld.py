@@ -373,7 +373,7 @@ class SimNode:
         return other.certificate.node_id in self.mesh.members
 
     def is_direct(self, other: SimNode) -> bool:
-        return self.knows(other) and self.peer(other).direct is not None
+        return self.knows(other) and self.peer(other).way.direct is not None
 
     def endpoints(self, other: SimNode) -> tuple[Endpoint, ...]:
         return self.peer(other).link.endpoints

@@ -92,13 +92,13 @@ def test_peer_that_moves_to_a_better_network_is_punched_at_once() -> None:
 def test_verdict_that_comes_late_begins_another_try() -> None:
     meeting = Meeting("symmetric-sequential", "port-restricted", 1, loss=0.0)
     world, alice, bob = meeting.world, meeting.alice, meeting.bob
-    verdict = alice.mesh.control.verdict
-    alice.mesh.control.set_verdict(type(verdict)(), world.net.now)
+    verdict = alice.mesh.control.nat.verdict
+    alice.mesh.control.nat.set_verdict(type(verdict)(), world.net.now)
     world.run(1.0)
     world.start_pings(alice, bob, count=1200, interval=0.1)
     world.run(10.0)
     assert not world.direct(alice, bob)
-    alice.mesh.control.set_verdict(verdict, world.net.now)
+    alice.mesh.control.nat.set_verdict(verdict, world.net.now)
     alice.host.wake()
     assert world.wait(lambda: world.direct(alice, bob), DOUBT_AGAIN + 3.0)
 
@@ -142,8 +142,8 @@ def test_neighbour_behind_the_same_address_lends_its_verdict() -> None:
     alice, carol = world.node("alice", router=router), world.node("carol", router=router)
     bob = world.node("bob", "port-restricted")
     for node, kind in ((carol, "symmetric-sequential"), (bob, "port-restricted")):
-        node.mesh.control.report = report(kind)
-        node.mesh.control.set_verdict(report(kind).verdict, world.net.now)
+        node.mesh.control.nat.report = report(kind)
+        node.mesh.control.nat.set_verdict(report(kind).verdict, world.net.now)
         node.host.wake()
     world.settle()
     world.run(3.0)
@@ -218,7 +218,7 @@ def test_single_observer_is_not_enough_for_a_spray() -> None:
     world = SimWorld()
     alice, bob = world.node("alice", "symmetric-random"), world.node("bob", "port-restricted")
     for node, kind in ((alice, "symmetric-random"), (bob, "port-restricted")):
-        node.mesh.control.set_verdict(report(kind).verdict, world.net.now)
+        node.mesh.control.nat.set_verdict(report(kind).verdict, world.net.now)
         node.host.wake()
     world.settle()
     world.run(2.0)

@@ -88,10 +88,10 @@ def test_daemon_measures_after_its_network_check_and_idle_paths_follow_both_nats
     world.ping(alice, bob, count=10)
     assert alice.mesh.services.keepalive(alice.peer(bob)) == 20.0
     world.run(LONGEST)
-    assert alice.mesh.control.verdict.lifetime == bob.mesh.control.verdict.lifetime == 118
+    assert alice.mesh.control.nat.verdict.lifetime == bob.mesh.control.nat.verdict.lifetime == 118
     assert len(alice.mesh.services.sockets) == 0
-    assert alice.mesh.control.report is not None
-    assert alice.mesh.control.report.as_dict()["findings"]["lifetime"]["value"] == "118 s"
+    assert alice.mesh.control.nat.report is not None
+    assert alice.mesh.control.nat.report.as_dict()["findings"]["lifetime"]["value"] == "118 s"
     world.run(2.0)
     world.ping(alice, bob, count=10)
     assert alice.mesh.services.keepalive(alice.peer(bob)) == pytest.approx(118 * 0.8)

@@ -93,12 +93,12 @@ def test_measurement_costs_little_and_proves_no_path_at_full_size() -> None:
 def test_first_packet_makes_an_ordinary_session_of_one_that_measures() -> None:
     world, nodes = a_world()
     a, b = nodes["quiet"], nodes["easy"]
-    assert world.wait(lambda: a.peer(b).measure_only and a.peer(b).up(world.net.now), 60.0)
+    assert world.wait(lambda: a.peer(b).measuring.only and a.peer(b).up(world.net.now), 60.0)
     pings = world.ping(a, b, count=100, interval=0.02)
     assert len(pings.lost) <= 1
     assert world.wait(lambda: a.is_direct(b) and b.is_direct(a), 3.0)
-    assert not a.peer(b).measure_only
-    assert not b.peer(a).measure_only
+    assert not a.peer(b).measuring.only
+    assert not b.peer(a).measuring.only
     world.run(5.0)
     assert a.peer(b).up(world.net.now)  # the end of the measurement did not end it
 
