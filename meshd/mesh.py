@@ -11,16 +11,16 @@ drain `poll_transmit` and `poll_event` afterwards and ask `next_deadline` again.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from crossedge.meshd import inner, snapshots
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.client_events import Called
-from crossedge.meshd.deadlines import Deadlines
 from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
+from crossedge.meshd.eventqueue import EventQueue
 from crossedge.meshd.events import MeshEvent, ReachChanged, RoutesChanged, StateToPersist
 from crossedge.meshd.handshakes import Handshakes
 from crossedge.meshd.keypair import Keypair
@@ -37,15 +37,14 @@ from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
 from crossedge.meshd.transmit import Transmit
+from crossedge.meshd.turns import Turns
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.wire import messages as m
 from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, UdpEndpoint, remote_of
 from crossedge.wire.errors import WireError
 
-EVENTS_MAX: Final = 8192
 RECENT_INITIATIONS: Final = 64  # accepted ones, whose copies come by other ways
-PUMPS_MAX: Final = 100_000  # peers pumped in a row before the loop counts as endless
 RESTORED_MAX: Final = 256  # peers that an earlier life was talking to and that are opened at start
 HANDSHAKES: Final = (Kind.INITIATION, Kind.RESPONSE, Kind.COOKIE)
 
@@ -85,10 +84,8 @@ class Mesh:
         self.reach = Reach(settings.certificate.node_id, settings.unreachable_after, now)
         self._random = random
         self._now = now
-        self._events: deque[MeshEvent] = deque()
-        self._queued: set[type] = set()
-        self._touched: dict[AnyPeer, None] = {}
-        self._deadlines: Deadlines[AnyPeer] = Deadlines()
+        self._events = EventQueue(self.dropped)
+        self._turns: Turns[AnyPeer] = Turns()
         self._owners: dict[Link, AnyPeer] = {}
         self._recent: dict[bytes, MeshPeer] = {}
         self._untried: MeshPeer | None = None
@@ -332,7 +329,7 @@ class Mesh:
         if self._control_deadline is None:
             self._control_deadline = self._control.next_deadline()
         latency = self.latency.next_deadline() if self.settings.measure else None
-        others = (self._deadlines.next(), self.services.next_deadline(), self.reach.deadline, latency)
+        others = (self._turns.next(), self.services.next_deadline(), self.reach.deadline, latency)
         return min([self._control_deadline, *(when for when in others if when is not None)])
 
     def handle_timeout(self, now: float) -> None:
@@ -342,10 +339,7 @@ class Mesh:
         self.services.handle_timeout(now)
         if self.settings.measure:
             self.latency.handle_timeout(now)
-        for peer in self._deadlines.take(now):
-            peer.handle_timeout(now)
-            self._touched.pop(peer, None)
-            self._deadlines.set(peer, peer.deadline(now))
+        self._turns.handle_timeout(now)
         if now >= self.reach.deadline:
             stock = [each.last_heard for each in self.static.values() if each.last_heard is not None]
             if self.reach.look(self.members, max(stock, default=None), now):
@@ -366,27 +360,15 @@ class Mesh:
     def poll_event(self) -> MeshEvent | None:
         """Return the next event, or None."""
         self._pump()
-        if not self._events:
-            return None
-        event = self._events.popleft()
-        self._queued.discard(type(event))
-        return event
+        return self._events.poll()
 
     @property
     def stirred(self) -> bool:
         """Whether something waits to be pumped or handed out, after calls that the data path made."""
-        return bool(self._touched or self._events or self._control.transmits)
+        return bool(self._turns or self._events or self._control.transmits)
 
     def _pump(self) -> None:
-        now = self._now
-        for _ in range(PUMPS_MAX):
-            if not self._touched:
-                return
-            peer = next(iter(self._touched))
-            del self._touched[peer]
-            peer.pump(now)
-            self._deadlines.set(peer, peer.deadline(now))
-        raise RuntimeError("peers touch each other without end")
+        self._turns.pump(self._now)
 
     def all_dropped(self) -> Counter[str]:
         """Return what the core dropped and why, the data path's counters not included."""
@@ -466,8 +448,7 @@ class Mesh:
         self.latency.removed(member.node_id)
         self.allowed.remove_value(peer.link)
         del self._owners[peer.link]
-        self._touched.pop(peer, None)
-        self._deadlines.set(peer, None)
+        self._turns.forget(peer)
         self.dropped["peer-removed-queue"] += len(peer.link.take_queue())
         self.emit(RoutesChanged())
         self.emit(StateToPersist())
@@ -545,14 +526,7 @@ class Mesh:
 
     def emit(self, event: MeshEvent) -> None:
         """Queue an event for the shell."""
-        if len(self._events) >= EVENTS_MAX:
-            self.dropped["event-queue"] += 1
-            return
-        if isinstance(event, RoutesChanged | StateToPersist):
-            if type(event) in self._queued:
-                return
-            self._queued.add(type(event))
-        self._events.append(event)
+        self._events.put(event)
 
     # --- What services need -----------------------------------------------------------------------------
 
@@ -564,7 +538,7 @@ class Mesh:
 
     def touch(self, peer: AnyPeer) -> None:
         """Pump this peer soon."""
-        self._touched[peer] = None
+        self._turns.touch(peer)
 
     def _is_needed(self, node_id: bytes) -> bool:
         peer = self.members.get(node_id)
