@@ -155,11 +155,6 @@ class CniServer:
         self.store.close()
         self._loop = None
 
-    def set_node(self, node: Node) -> None:
-        """Change what pods get: after a certificate with other prefixes; raises `OSError`."""
-        self._node = node
-        write_node(self._paths, node)
-
     # Threads
 
     def _enter(self) -> None:

@@ -319,16 +319,6 @@ def open_end(interface: str) -> socket.socket:
     return end
 
 
-def grow(opened: socket.socket, size: int) -> None:
-    """Ask for large buffers: beyond the machine's limit where we may, else up to it."""
-    for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            opened.setsockopt(socket.SOL_SOCKET, force, size)
-        except OSError:
-            with contextlib.suppress(OSError):
-                opened.setsockopt(socket.SOL_SOCKET, plain, size)
-
-
 def answer(message: dict[str, Any]) -> None:
     """Write one line of JSON to stdout, if anybody still reads there."""
     with contextlib.suppress(BrokenPipeError):

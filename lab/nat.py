@@ -26,7 +26,6 @@ from crossedge.lab.natkinds import (
 __all__ = ["KINDS", "Address", "ConntrackNat", "Firewall", "Nat", "NatKind", "RfcNat", "kind", "make_nat"]
 
 RANDOM_DRAWS = 64  # random ports tried before the search goes in order
-CONNTRACK_DRAWS = 128  # Linux nf_nat_core.c: attempts for a unique tuple
 STREAM_AFTER = (
     2.0  # Linux nf_conntrack_proto_udp.c: a flow this old that was answered lives for the long time
 )

@@ -16,10 +16,8 @@ LABEL_MAC1 = b"mac1----"  # paper, 5.4
 LABEL_COOKIE = b"cookie--"  # paper, 5.4
 
 KEY_SIZE = 32
-HASH_SIZE = 32
 TAG_SIZE = 16
 MAC_SIZE = 16  # mac1, mac2 and a cookie (paper, 5.4.4 and 5.4.7)
-TIMESTAMP_SIZE = 12  # TAI64N (paper, 5.4.2)
 
 # --- Messages (paper, 5.4.2 to 5.4.7) -----------------------------------------------------------------
 
@@ -38,7 +36,6 @@ RESPONSE_SIZE = 92  # paper, 5.4.3
 COOKIE_SIZE = 64  # paper, 5.4.7
 TRANSPORT_HEADER = 16  # type, receiver index, counter (paper, 5.4.6)
 TRANSPORT_OVERHEAD = TRANSPORT_HEADER + TAG_SIZE
-KEEPALIVE_SIZE = TRANSPORT_OVERHEAD  # an empty plaintext (paper, 6.5)
 PADDING = 16  # plaintext is padded to a multiple of this (paper, 5.4.6)
 
 # --- Limits and timers (paper, 6.1) -------------------------------------------------------------------

@@ -82,7 +82,6 @@ HELLO, PROBE, PROBE_REPLY, STATEMENT, PLACE = 1, 2, 3, 4, 5
 BLOCKLIST_ASK, BLOCKLIST_PART, BYE, REPORT = 6, 7, 8, 9
 FLAG: Final = 1  # a Hello's "heard", a probe's "answer in full"
 FLAG_ANSWER: Final = 2  # of a Hello
-LENGTH_MAX: Final = 0xFFFF
 
 _HEADER = struct.Struct(">BBHI")
 _HELLO = struct.Struct(">BBBxI")

@@ -100,8 +100,6 @@ class Session:
         "_waiting",
         "_waiting_index",
         "_wanted",
-        "bytes_received",
-        "bytes_sent",
         "current",
         "handshake_at",
         "initiation",
@@ -151,8 +149,6 @@ class Session:
         self.next: Keypair | None = None
         self.initiation: bytes | None = None  # the datagram that waits for its response
         self.handshake_at: float | None = None  # `now` of the last completed handshake
-        self.bytes_sent = 0
-        self.bytes_received = 0
         self.set_persistent_keepalive(persistent_keepalive, now)
 
     # --- What the caller asks and tells ------------------------------------------------------------------
@@ -195,7 +191,6 @@ class Session:
         `size` counts plaintext bytes, several messages at once if need be; 0 means keepalives only.
         """
         self._confirm = False
-        self.bytes_sent += size
         self._timers.on_anything_sent(now)
         if size:
             self._timers.on_data_sent(now)
@@ -215,7 +210,6 @@ class Session:
         """
         if keypair is self.next:
             self._rotate_to_next(keypair, now)
-        self.bytes_received += size
         current = self.current
         if (
             current is not None

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from crossedge.meshd.peer import MeshPeer
     from crossedge.meshd.staticpeer import StaticPeer
 
-STALE_BLOCKLIST_S = 30 * 86_400  # age of a blocklist that is worth a word
-
 
 class MeshRoute(NamedTuple):
     """A prefix that leads to a peer."""

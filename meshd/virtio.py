@@ -34,7 +34,6 @@ SIZE: Final = HEADER.size
 PLAIN: Final = bytes(SIZE)  # the header of a packet that wants nothing
 
 NEEDS_CHECKSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM
-CHECKSUM_VALID: Final = 2  # VIRTIO_NET_HDR_F_DATA_VALID, only ever read
 
 GSO_NONE: Final = 0  # VIRTIO_NET_HDR_GSO_*
 GSO_TCPV4: Final = 1

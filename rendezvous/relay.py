@@ -42,8 +42,6 @@ class Side:
     """Sequence number of the `Bind` that set the endpoint; 0 until there was one."""
     datagrams: int = 0
     """Datagrams that came from this side and were forwarded."""
-    octets: int = 0
-    """Their bytes."""
 
 
 @dataclass(slots=True)
@@ -215,7 +213,6 @@ class Relay:
         quota.take(now, size)
         channel.used = now
         side.datagrams += count
-        side.octets += size
         self.forwarded["datagrams"] += count
         self.forwarded["bytes"] += size
         self.forwarded["trains"] += 1

@@ -63,7 +63,6 @@ OTHER_ADDRESS: Final = 0x802C  # RFC 5780, 7.4
 COMPREHENSION_OPTIONAL: Final = 0x8000  # RFC 8489, 14: types from here on may be ignored
 FINGERPRINT_XOR: Final = 0x5354554E  # RFC 8489, 14.7
 
-BAD_REQUEST: Final = 400
 UNKNOWN_ATTRIBUTE: Final = 420
 
 CHANGE_IP: Final = 0x4
