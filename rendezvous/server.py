@@ -311,16 +311,20 @@ class Server:
         written = self.service.registry.moves
         while True:
             await asyncio.sleep(CHECKPOINT_INTERVAL)
-            if self.service.registry.moves != written:
-                written = self.service.registry.moves
-                await asyncio.to_thread(self._write_checkpoint, self.service.checkpoint())
+            moves = self.service.registry.moves
+            if moves != written and await asyncio.to_thread(
+                self._write_checkpoint, self.service.checkpoint()
+            ):
+                written = moves
 
-    def _write_checkpoint(self, content: bytes) -> None:
+    def _write_checkpoint(self, content: bytes) -> bool:
         try:
             write_atomic(self._path(self._config.state_dir) / "leases", content)
         except OSError as error:
             self.failed["checkpoint"] += 1
             log.warning("cannot write the lease checkpoint: %s", error)
+            return False
+        return True
 
     async def _watch_blocklists(self) -> None:
         while True:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
+import os
 import re
 import signal
 import socket
@@ -336,8 +338,11 @@ async def test_checkpoint_is_kept_while_the_server_runs(
     loop = asyncio.get_running_loop()
     written: asyncio.Queue[bytes] = asyncio.Queue()
     write = server_module.write_atomic
+    refusals = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
 
     def noted(path: Path, content: bytes) -> None:
+        if refusals:
+            raise refusals.pop()  # the next round has to try again, though no node has moved since
         write(path, content)
         loop.call_soon_threadsafe(written.put_nowait, content)
 
