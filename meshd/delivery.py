@@ -46,20 +46,22 @@ class Delivery:
     def frame(
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
     ) -> None:
-        """Take a whole packet or super-packet at `frame[SIZE:]`."""
-        packet = frame[SIZE:]
-        try:
-            layout = dissect(packet)
-            self._admit(link, packet)
-            virtio = Header.for_packet(packet, layout, gso_type, gso_size, needs_checksum, self._mtu)
-        except WireError as error:
-            self._dropped[error.reason] += 1
+        """Take a whole packet or super-packet at `frame[SIZE:]`, which others may follow."""
+        judged = self._judge(link, frame[SIZE:], gso_type, gso_size, needs_checksum)
+        if judged is None:
             return
+        layout, virtio = judged
         if virtio.gso_type == GSO_NONE:
             self._coalescer.add(frame, layout, virtio, link)
         else:
             self._coalescer.flush()
             self._sink.write(frame, virtio, layout)
+
+    def lone(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
+        """Take a whole packet or super-packet at `frame[SIZE:]` that nothing came before or follows."""
+        judged = self._judge(link, frame[SIZE:], gso_type, gso_size, needs_checksum)
+        if judged is not None:
+            self._sink.write(frame, judged[1], judged[0])
 
     def run(
         self,
@@ -96,6 +98,17 @@ class Delivery:
     def flush(self) -> None:
         """Write what was kept to be joined."""
         self._coalescer.flush()
+
+    def _judge(
+        self, link: Link, packet: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
+    ) -> tuple[Layout, Header] | None:
+        try:
+            layout = dissect(packet)
+            self._admit(link, packet)
+            return layout, Header.for_packet(packet, layout, gso_type, gso_size, needs_checksum, self._mtu)
+        except WireError as error:
+            self._dropped[error.reason] += 1
+            return None
 
     def _admit(self, link: Link, packet: memoryview) -> None:
         verdict = self._policy.inbound(addresses(packet))

@@ -114,6 +114,34 @@ class Opener:
             size += one[1]
         return opened, size
 
+    def lone(self, link: Link, keypair: Keypair, datagram: memoryview, counter: int) -> bool:
+        """Open and deliver a record of one datagram, index 0, that nothing came with.
+
+        False where it does not open or is a piece of a super-packet: `open` deals with it, nothing is done.
+        """
+        aead = keypair.chunks_receive
+        if aead is None or not keypair.chunk_replay.check(counter):
+            return False
+        size = len(datagram) - OVERHEAD
+        stop = BASE + size
+        try:
+            aead.decrypt_into(nonce(counter, 1), datagram[HEADER_SIZE:], None, self._view[BASE:stop])
+        except InvalidTag:
+            return False
+        if size >= FRAME_SIZE:
+            flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
+            if gso_type in GSO_TYPES and not flags & LAST_PIECE:
+                return False
+        keypair.chunk_replay.commit(counter)
+        keypair.tally.add(counter, 1)
+        if size > FRAME_SIZE and length == size - FRAME_SIZE and not flags & ~FRAME_FLAGS:
+            frame = self._view[BASE + FRAME_SIZE - SIZE : stop]
+            self._delivery.lone(link, frame, gso_type, gso_size, bool(flags & PARTIAL_CHECKSUM))
+        else:
+            self._frames(link, stop)
+            self._delivery.flush()
+        return True
+
     # --- Records of one datagram ---------------------------------------------------------------------------
 
     def _run(

@@ -15,6 +15,7 @@ from crossedge.meshd.virtio import PLAIN, SIZE
 
 DRAIN_FRAMES: Final = 64  # read in one wake-up
 DRAIN_BYTES: Final = 512 * 1024
+ALONE: Final = 0.001  # seconds without frames after which the next is not kept to leave with others
 GONE: Final = frozenset({errno.EBADF, errno.EBADFD, errno.ENODEV})
 
 
@@ -48,6 +49,7 @@ class TunShell:
         self._clock = clock
         self._lost = lost
         self._paused = False
+        self._read_at = float("-inf")
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,6 +82,7 @@ class TunShell:
 
     def _readable(self) -> None:
         now = self._clock()
+        alone, self._read_at = now - self._read_at > ALONE, now
         total = 0
         skip = self._skip
         target = [self._view[skip:]]
@@ -97,6 +100,11 @@ class TunShell:
                     self._lost(error)
                 break
             self._outbound(size + skip, now)
+            if alone:  # what a look at the empty device costs need not make it late
+                alone = False
+                self._flush(now)
+                if self._loop is None:
+                    return  # that stopped us
             total += size
             if total >= DRAIN_BYTES or self._paused:
                 break

@@ -61,13 +61,31 @@ def device() -> Iterator[Device]:
 
 
 @pytest.mark.asyncio
-async def test_a_drain_takes_what_is_there_up_to_a_bound_and_flushes(device: Device) -> None:
+async def test_a_drain_is_bounded_and_flushed_and_its_first_frame_goes_at_once(device: Device) -> None:
     for number in range(DRAIN_FRAMES + 5):
         device.kernel.send(HEADER + bytes([number]) * 50)
     device.shell.start(asyncio.get_running_loop())
     await device.until(DRAIN_FRAMES + 5)
     assert device.frames == [HEADER + bytes([number]) * 50 for number in range(DRAIN_FRAMES + 5)]
-    assert device.drains[:2] == [DRAIN_FRAMES, DRAIN_FRAMES + 5]
+    assert device.drains[:3] == [1, DRAIN_FRAMES, DRAIN_FRAMES + 5]
+
+
+@pytest.mark.asyncio
+async def test_a_flush_may_stop_the_shell(device: Device) -> None:
+    device.shell = TunShell(
+        device.ours.fileno(),
+        device.buffer,
+        outbound=device.outbound,
+        flush=lambda _: device.shell.stop(),
+        clock=lambda: 5.0,
+        lost=device.lost.append,
+    )
+    device.kernel.send(HEADER)
+    device.kernel.send(HEADER)
+    device.shell.start(asyncio.get_running_loop())
+    await device.until(1)
+    await asyncio.sleep(0.01)
+    assert len(device.frames) == 1
 
 
 @pytest.mark.asyncio
@@ -80,7 +98,7 @@ async def test_while_paused_nothing_is_read(device: Device) -> None:
     await device.until(2)
     await asyncio.sleep(0.02)
     assert len(device.frames) == 2
-    assert device.drains == [2]
+    assert device.drains == [1, 2]
     device.shell.pause(False)
     await device.until(4)
 
