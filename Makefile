@@ -36,9 +36,10 @@ test: $(STAMP) ## Run the tests (under 10 minutes)
 	@if [ -n "$(ARGS)" ]; then $(BIN)/pytest -m 'not slow' $(ARGS); else bash .ci/suites build/test $(BIN)/pytest; fi
 
 .PHONY: interop
-interop: $(STAMP) ## Run a stock wireguard-go across rekeys (minutes)
+interop: $(STAMP) ## Run the slow tests: rekeys beside a stock wireguard-go, coturn, kills by the thousand (minutes)
 	@bash .ci/tools optional $(TEST_TOOLS)
-	@$(BIN)/pytest -m slow --ignore=tests/test_nat_lab.py $(ARGS)
+	@bash .ci/cnitool build/bin
+	@if [ -n "$(ARGS)" ]; then $(BIN)/pytest -m slow $(ARGS); else bash .ci/suites build/interop $(BIN)/pytest slow; fi
 
 .PHONY: nat-lab
 nat-lab: $(STAMP) ## Punch every pair of NAT kinds, the kernel's too, with real sockets (under 10 minutes)
