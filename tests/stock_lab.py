@@ -32,35 +32,19 @@ from crossedge.lab.network import Network
 from crossedge.lab.pings import PingResult, PingRun, Running
 from crossedge.lab.topology import parse_topology
 from tests.fair_clock import FairClock
+from tests.underlays import behind, inside, node, region, serving, underlay
 
-TOPOLOGY = """
-name = "stock"
-[[region]]
-name = "town"
-[[node]]
-name = "cloud"
-role = "server"
-region = "town"
-[[node]]
-name = "edge"
-region = "town"
-[[node]]
-name = "lodge"
-role = "server"
-region = "town"
-[[node]]
-name = "vault"
-role = "server"
-region = "town"
-[[router]]
-name = "cabin-router"
-region = "town"
-nat = "kernel"
-[[node]]
-name = "cabin"
-role = "server"
-router = "cabin-router"
-"""
+TOWN = "town"
+TOPOLOGY = underlay(
+    "stock",
+    region(TOWN),
+    serving("cloud", TOWN),
+    node("edge", TOWN),
+    serving("lodge", TOWN),
+    serving("vault", TOWN),
+    behind("cabin-router", place=TOWN),
+    inside("cabin-router", "cabin", role="server"),
+)
 PORT = 51820
 EDGE_PORT = 41820
 START = 15.0  # seconds that a program may take until it answers, on a busy machine

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.daemon_fleet import Fleet, a_fleet, run_here, until
+from tests.underlays import EAST, HOME, MEETING, behind, region, underlay
 
 pytestmark = pytest.mark.namespaces
 
@@ -22,29 +23,7 @@ NOTICED_WITHIN = 12.0
 """Seconds within which a node knows that its rendezvous is gone."""
 CLOCK = "the clock is not synchronised"
 """True of some machines that the tests run on, and then it is right to say so."""
-TOPOLOGY = """
-name = "commands"
-[[region]]
-name = "east"
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "farm"
-region = "east"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-"""
+TOPOLOGY = underlay("commands", region(EAST), MEETING, behind("farm", "barn", nat="port-restricted"), HOME)
 
 
 @pytest.fixture(scope="module")

@@ -25,46 +25,14 @@ from tests.daemon_fleet import (
     until,
 )
 from tests.fair_clock import FairClock
+from tests.underlays import HOME, WEST, behind, node, two_regions
 
 pytestmark = pytest.mark.namespaces
 
 REPAIRED_WITHIN = 1.0
 INTERVAL = 0.02
 PORT = 7000
-TOPOLOGY = """
-name = "host"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-[[router]]
-name = "farm"
-region = "west"
-nat = "kernel"
-[[node]]
-name = "barn"
-router = "farm"
-[[node]]
-name = "till"
-region = "west"
-[[node]]
-name = "spare"
-region = "east"
-"""
+TOPOLOGY = two_regions("host", HOME, behind("farm", "barn", place=WEST), node("till", WEST), node("spare"))
 INBOUND = "".join(
     f"""
 [[inbound]]

@@ -15,38 +15,12 @@ import pytest
 from crossedge.host.tun import attached_name
 from crossedge.lab.demo_mesh import CONFIG, program
 from tests.daemon_fleet import Fleet, a_fleet, longest_gap, until
+from tests.underlays import FARM, HOME, two_regions
 
 pytestmark = pytest.mark.namespaces
 
 INTERVAL = 0.02
-TOPOLOGY = """
-name = "inherit"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "farm"
-region = "west"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-"""
+TOPOLOGY = two_regions("inherit", FARM, HOME)
 ANY_PORT = "[listen]\nport = 0\n"
 LAUNCHER = """
 import fcntl, os, sys

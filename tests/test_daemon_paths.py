@@ -14,6 +14,7 @@ from crossedge.lab.flows import run_flows
 from crossedge.lab.sites import join
 from crossedge.lab.topology import Conditions
 from tests.daemon_fleet import Fleet, a_fleet, longest_gap, until
+from tests.underlays import FARM, HOME, WEST, behind, two_regions
 
 pytestmark = pytest.mark.namespaces
 
@@ -22,46 +23,13 @@ DIRECT_WITHIN = 5.0
 """Seconds after a change of the network within which a pair is direct again."""
 DARK_AT_MOST = 2.0
 """Seconds without an answer after a change; how short it is, is measured elsewhere."""
-TOPOLOGY = """
-name = "paths"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-[[router]]
-name = "shop"
-region = "east"
-nat = "kernel"
-[[router]]
-name = "farm"
-region = "west"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-[[router]]
-name = "narrow"
-region = "west"
-nat = "kernel"
-link = { mtu = 1280, mtu_icmp = false }
-[[node]]
-name = "hut"
-router = "narrow"
-"""
+TOPOLOGY = two_regions(
+    "paths",
+    HOME,
+    behind("shop"),
+    FARM,
+    behind("narrow", "hut", place=WEST, link={"mtu": 1280, "mtu_icmp": False}),
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Real daemons in places that look alike: two behind one NAT on one port, two LANs with one prefix.
 
-west ---- meeting (rendezvous)
+east ---- meeting (rendezvous)
   |  \\--- left-router (kernel, 192.168.1.0/24) ---- one, two
-east ---- right-router (port-restricted, 192.168.1.0/24) ---- three
+west ---- right-router (port-restricted, 192.168.1.0/24) ---- three
 """
 
 from __future__ import annotations
@@ -13,42 +13,15 @@ import pytest
 
 from crossedge.meshd.config import Listen
 from tests.daemon_fleet import a_fleet
+from tests.underlays import WEST, behind, two_regions
 
 pytestmark = pytest.mark.namespaces
 
-TOPOLOGY = """
-name = "places"
-[[region]]
-name = "west"
-[[region]]
-name = "east"
-[[backbone]]
-between = ["west", "east"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "west"
-[[router]]
-name = "left-router"
-region = "west"
-nat = "kernel"
-lan = "192.168.1.0/24"
-[[router]]
-name = "right-router"
-region = "east"
-nat = "port-restricted"
-lan = "192.168.1.0/24"
-[[node]]
-name = "one"
-router = "left-router"
-[[node]]
-name = "two"
-router = "left-router"
-[[node]]
-name = "three"
-router = "right-router"
-"""
+TOPOLOGY = two_regions(
+    "places",
+    behind("left-router", "one", "two", lan="192.168.1.0/24"),
+    behind("right-router", "three", place=WEST, nat="port-restricted", lan="192.168.1.0/24"),
+)
 
 
 def test_nodes_that_share_a_port_or_a_lan_prefix_all_meet_directly(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from crossedge.lab.launch import ROOTS
 from tests.cni_podman import SERVE, Podman, a_podman
 from tests.cni_runtime import SYSTEM_PLUGINS
 from tests.daemon_fleet import Fleet, a_fleet, overlay_addresses, run_here, until
+from tests.underlays import FARM, HOME, two_regions
 
 pytestmark = [
     pytest.mark.namespaces,
@@ -32,34 +33,7 @@ pytestmark = [
     ),
 ]
 NODES = ("attic", "barn")
-TOPOLOGY = """
-name = "podman"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-[[router]]
-name = "farm"
-region = "west"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-"""
+TOPOLOGY = two_regions("podman", HOME, FARM)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from crossedge.lab.runtime import Runtime
 from crossedge.lab.topology import Conditions
 from tests.daemon_fleet import Fleet, a_fleet, longest_gap, run_here, until
 from tests.fair_clock import FairClock
+from tests.underlays import FARM, HOME, WEST, node, two_regions
 
 pytestmark = pytest.mark.namespaces
 
@@ -36,37 +37,7 @@ WINDOW = 6.0
 BACK_WITHIN = 5.0
 DARK_AT_MOST = 3.0
 """Seconds between the answers of a pod while the daemon of its node is replaced."""
-TOPOLOGY = """
-name = "pods"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-[[router]]
-name = "farm"
-region = "west"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-[[node]]
-name = "yard"
-region = "west"
-"""
+TOPOLOGY = two_regions("pods", HOME, FARM, node("yard", WEST))
 
 
 @pytest.fixture(scope="module")

@@ -23,44 +23,16 @@ from crossedge.lab.flows import run_flows
 from crossedge.lab.launch import ROOTS
 from crossedge.rendezvous.control import ask as ask_rendezvous
 from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.underlays import WEST, behind, two_regions
 
 pytestmark = pytest.mark.namespaces
 
-TOPOLOGY = """
-name = "relay"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "attic-router"
-region = "east"
-nat = "symmetric-random"
-[[node]]
-name = "attic"
-router = "attic-router"
-[[router]]
-name = "cellar-router"
-region = "west"
-nat = "symmetric-random"
-[[node]]
-name = "cellar"
-router = "cellar-router"
-[[router]]
-name = "loft-router"
-region = "east"
-nat = "kernel-fully-random"
-[[node]]
-name = "loft"
-router = "loft-router"
-"""
+TOPOLOGY = two_regions(
+    "relay",
+    behind("attic-router", "attic", nat="symmetric-random"),
+    behind("cellar-router", "cellar", place=WEST, nat="symmetric-random"),
+    behind("loft-router", "loft", nat="kernel-fully-random"),
+)
 PAIRS = [("attic", "cellar"), ("attic", "loft")]
 TRIES_END = 8.0  # seconds in which both tries to punch have failed
 FLOW = 4 * 1024 * 1024

@@ -10,53 +10,15 @@ import pytest
 
 from crossedge.lab.launch import ROOTS
 from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.underlays import FARM, HOME, WEST, behind, serving, two_regions
 
 pytestmark = pytest.mark.namespaces
 
 BACK_WITHIN = 5.0
 """Seconds after the start of a rendezvous within which all nodes are registered again."""
-TOPOLOGY = """
-name = "servers"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "first"
-role = "server"
-region = "east"
-[[node]]
-name = "second"
-role = "server"
-region = "west"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-[[router]]
-name = "farm"
-region = "west"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-[[router]]
-name = "shop"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "till"
-router = "shop"
-[[node]]
-name = "late"
-router = "shop"
-"""
+TOPOLOGY = two_regions(
+    "servers", HOME, FARM, behind("shop", "till", "late"), servers=serving("first") + serving("second", WEST)
+)
 SERVERS = ("first", "second")
 
 

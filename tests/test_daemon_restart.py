@@ -14,43 +14,14 @@ from crossedge.meshd.state import MAX_MEMBERS_SIZE, MEMBERS
 from crossedge.wire.codec import load
 from tests.daemon_fleet import Fleet, a_fleet, changes, longest_gap, pod_prefixes, until
 from tests.fair_clock import FairClock
+from tests.underlays import FARM, HOME, WEST, node, two_regions
 
 pytestmark = pytest.mark.namespaces
 
 BACK_WITHIN = 3.0
 """Seconds after the start of a killed daemon within which its pairs are back."""
 INTERVAL = 0.02
-TOPOLOGY = """
-name = "restart"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "east"
-[[router]]
-name = "home"
-region = "east"
-nat = "kernel"
-[[node]]
-name = "attic"
-router = "home"
-[[router]]
-name = "farm"
-region = "west"
-nat = "port-restricted"
-[[node]]
-name = "barn"
-router = "farm"
-[[node]]
-name = "yard"
-region = "west"
-"""
+TOPOLOGY = two_regions("restart", HOME, FARM, node("yard", WEST))
 
 
 @pytest.fixture(scope="module")

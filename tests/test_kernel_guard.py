@@ -27,24 +27,12 @@ from crossedge.lab.topology import parse_topology
 from crossedge.meshd.virtio import GSO_TYPES
 from tests.data_pair import ip, super_frame, tcp, udp
 from tests.evil_member import EvilMember, frame
+from tests.underlays import node, region, serving, underlay
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.tool("ip")]
 
-TOPOLOGY = """
-name = "guard"
-[[region]]
-name = "town"
-[[node]]
-name = "cloud"
-role = "server"
-region = "town"
-[[node]]
-name = "edge"
-region = "town"
-[[node]]
-name = "mallory"
-region = "town"
-"""
+TOWN = "town"
+TOPOLOGY = underlay("guard", region(TOWN), serving("cloud", TOWN), node("edge", TOWN), node("mallory", TOWN))
 STOCK_PEER = """
 [[static_peer]]
 name = "printer"

@@ -22,6 +22,7 @@ from crossedge.lab.network import Network
 from crossedge.lab.pings import PingResult, PingRun, parse_ping, run_together
 from crossedge.lab.topology import Conditions, parse_topology
 from crossedge.lab.workers import Worker
+from tests.underlays import WEST, node, two_regions
 
 PING = """PING 10.160.1.2 (10.160.1.2) 56(84) bytes of data.
 64 bytes from 10.160.1.2: icmp_seq=1 ttl=62 time=70.5 ms
@@ -94,24 +95,7 @@ def test_what_is_in_the_clear_is_found(tmp_path: Path) -> None:
     assert found == ["1 frames that are not ours: protocol 6", "the name shop-counter, 1 times"]
 
 
-TOPOLOGY = """
-name = "line"
-[[region]]
-name = "east"
-[[region]]
-name = "west"
-[[backbone]]
-between = ["east", "west"]
-link = { delay_ms = 5 }
-[[node]]
-name = "left"
-region = "east"
-ipv6 = true
-[[node]]
-name = "right"
-region = "west"
-ipv6 = true
-"""
+TOPOLOGY = two_regions("line", node("left", ipv6=True), node("right", WEST, ipv6=True), servers="")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from crossedge.host.netlink import Batch
 from crossedge.lab.launch import ROOTS, LabError
 from crossedge.lab.network import Network
 from crossedge.lab.topology import Conditions, parse_topology
+from tests.underlays import backbone, behind, inside, node, region, underlay
 
 pytestmark = pytest.mark.namespaces
 
@@ -36,36 +37,23 @@ NATS = {
     "linux": (True, True, False),
     "linux-accepting": (True, True, False),
 }
-TOPOLOGY = """
-name = "matrix"
-[[region]]
-name = "a"
-[[region]]
-name = "b"
-[[backbone]]
-between = ["a", "b"]
-link = { delay_ms = 10 }
-[[node]]
-name = "observer"
-region = "a"
-[[node]]
-name = "stranger"
-region = "a"
-[[node]]
-name = "far"
-region = "b"
-ipv6 = true
-"""
+TOPOLOGY = underlay(
+    "matrix",
+    region("a"),
+    region("b"),
+    backbone("a", "b", delay_ms=10),
+    node("observer", "a"),
+    node("stranger", "a"),
+    node("far", "b", ipv6=True),
+)
 
 
 def matrix() -> str:
     text = TOPOLOGY
     for nat in NATS:
-        text += f'[[router]]\nname = "r-{nat}"\nregion = "a"\nnat = "{nat}"\nipv6 = true\n'
-        text += f'[[node]]\nname = "n-{nat}"\nrouter = "r-{nat}"\nipv6 = true\n'
+        text += behind(f"r-{nat}", place="a", nat=nat, ipv6=True) + inside(f"r-{nat}", f"n-{nat}", ipv6=True)
     text += '[[router]]\nname = "inner"\nbehind = "r-full-cone"\nnat = "port-restricted"\n'
-    text += '[[node]]\nname = "deep"\nrouter = "inner"\n'
-    return text
+    return text + inside("inner", "deep")
 
 
 @pytest.fixture(scope="module")

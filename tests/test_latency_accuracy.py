@@ -24,6 +24,7 @@ import pytest
 from crossedge.meshd.inner import REPLY_MIN
 from crossedge.meshd.path import HEARTBEAT_SIZE
 from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.underlays import backbone, node, region, serving, underlay
 
 pytestmark = pytest.mark.namespaces
 
@@ -32,37 +33,14 @@ PROBE, REPLY = HEADERS + HEARTBEAT_SIZE, HEADERS + REPLY_MIN
 BAR_MS, BAR_SHARE = 0.3, 0.02
 PROBES = 8
 FOLLOWS_NS = 2_000_000_000
-TOPOLOGY = """
-name = "accuracy"
-[[region]]
-name = "a"
-[[region]]
-name = "b"
-[[region]]
-name = "c"
-[[backbone]]
-between = ["a", "b"]
-link = { delay_ms = 10 }
-[[backbone]]
-between = ["a", "c"]
-link = { delay_ms = 0.4 }
-[[node]]
-name = "meeting"
-role = "server"
-region = "a"
-[[node]]
-name = "left"
-region = "a"
-ipv6 = false
-[[node]]
-name = "far"
-region = "b"
-ipv6 = false
-[[node]]
-name = "near"
-region = "c"
-ipv6 = false
-"""
+TOPOLOGY = underlay(
+    "accuracy",
+    *map(region, "abc"),
+    backbone("a", "b", delay_ms=10),
+    backbone("a", "c", delay_ms=0.4),
+    serving("meeting", "a"),
+    *(node(name, place, ipv6=False) for name, place in (("left", "a"), ("far", "b"), ("near", "c"))),
+)
 HEARTBEATS_ONLY = "[latency]\nprobe = false\n"
 WIRES = {"far": "a-b", "near": "a-c"}
 

@@ -27,6 +27,7 @@ from crossedge.lab.topology import KERNEL_NATS
 from crossedge.meshd.peerservices import SPRAY_SPACING
 from tests.daemon_fleet import Fleet, a_fleet
 from tests.natmatrix import NAMES, pairs, punchable
+from tests.underlays import EAST, WEST, backbone, behind, region, serving, underlay
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 
@@ -51,15 +52,13 @@ class Meeting:
 
 
 def topology() -> str:
-    text = 'name = "nats"\n'
-    for region in ("west", "east"):
-        text += f'[[region]]\nname = "{region}"\n'
-        text += f'[[node]]\nname = "server-{region}"\nrole = "server"\nregion = "{region}"\n'
+    parts = []
+    for place in (WEST, EAST):
+        parts += [region(place), serving(f"server-{place}", place)]
         for nat in KINDS:
-            name = f"{region[0]}-{nat}"
-            text += f'[[router]]\nname = "{name}-r"\nregion = "{region}"\nnat = "{nat}"\n'
-            text += f'[[node]]\nname = "{name}"\nrouter = "{name}-r"\n'
-    return text + '[[backbone]]\nbetween = ["west", "east"]\nlink = { delay_ms = 10 }\n'
+            name = f"{place[0]}-{nat}"
+            parts += [behind(f"{name}-r", name, place=place, nat=nat)]
+    return underlay("nats", *parts, backbone(WEST, EAST, delay_ms=10))
 
 
 def modelled(name: str) -> NatKind:

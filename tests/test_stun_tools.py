@@ -20,6 +20,7 @@ from crossedge.lab.network import Network
 from crossedge.lab.topology import parse_topology
 from tests.natmatrix import NAMES
 from tests.test_nat_lab import KERNEL, modelled
+from tests.underlays import WEST, behind, region, serving, underlay
 
 pytestmark = [
     pytest.mark.namespaces,
@@ -40,12 +41,8 @@ STUNCLIENT_TIME = 4  # seconds: it waits for ever for an answer to another port,
 
 
 def topology() -> str:
-    text = 'name = "stun"\n[[region]]\nname = "west"\n'
-    text += '[[node]]\nname = "server"\nrole = "server"\nregion = "west"\n'
-    for nat in KINDS:
-        text += f'[[router]]\nname = "{nat}-r"\nregion = "west"\nnat = "{nat}"\n'
-        text += f'[[node]]\nname = "{nat}"\nrouter = "{nat}-r"\n'
-    return text
+    routers = [behind(f"{nat}-r", nat, place=WEST, nat=nat) for nat in KINDS]
+    return underlay("stun", region(WEST), serving("server", WEST), *routers)
 
 
 @pytest.fixture(scope="module")
