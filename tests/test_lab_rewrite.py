@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -140,9 +141,11 @@ def test_hairpin_goes_back_inside() -> None:
         (lambda p: p[: VNET_SIZE + 24], "short"),
     ],
 )
-def test_what_cannot_be_translated_is_dropped_and_counted(spoil: object, reason: str) -> None:
+def test_what_cannot_be_translated_is_dropped_and_counted(
+    spoil: Callable[[bytes], bytes], reason: str
+) -> None:
     translator = box()
-    packet = bytearray(spoil(segment(UDP, (INNER, 5000), (FAR, 443), b"x", False)))  # type: ignore[operator]
+    packet = bytearray(spoil(segment(UDP, (INNER, 5000), (FAR, 443), b"x", False)))
     assert not translator.translate(packet, len(packet), 1.0)
     assert translator.dropped == {reason: 1}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import msgpack
 import pytest
@@ -55,8 +56,8 @@ GOLDEN = (
 )
 
 
-def certificate(ca: SigningKey = CA, **changes: object) -> Certificate:
-    fields: dict[str, object] = {
+def certificate(ca: SigningKey = CA, **changes: Any) -> Certificate:
+    fields: dict[str, Any] = {
         "network": NETWORK,
         "serial": 17,
         "name": "edge-7",
@@ -66,11 +67,11 @@ def certificate(ca: SigningKey = CA, **changes: object) -> Certificate:
         "not_after": NOW + 365 * 86400,
         "issuer": key_id(CA.public),
     }
-    return Certificate(**{**fields, **changes}).sign(ca)  # type: ignore[arg-type]  # as in the model
+    return Certificate(**{**fields, **changes}).sign(ca)
 
 
-def report(key: SigningKey = NODE, of: Certificate | None = None, **changes: object) -> Report:
-    fields: dict[str, object] = {
+def report(key: SigningKey = NODE, of: Certificate | None = None, **changes: Any) -> Report:
+    fields: dict[str, Any] = {
         "certificate": of or certificate(),
         "epoch": EPOCH,
         "seq": 1000,
@@ -78,7 +79,7 @@ def report(key: SigningKey = NODE, of: Certificate | None = None, **changes: obj
         "pairs": (DIRECT, RELAYED, SILENT, NEW),
         "coordinates": Coordinates((1.0, -2.0, 0.5, 0.0, 0.0, 0.0, 0.0, 8.0), 3.5, 0.25),
     }
-    return Report(**{**fields, **changes}).sign(key)  # type: ignore[arg-type]  # as in the model
+    return Report(**{**fields, **changes}).sign(key)
 
 
 def packed(changes: Mapping[str, object], key: SigningKey = NODE) -> bytes:
@@ -208,10 +209,10 @@ def test_what_cannot_be_said_cannot_be_made() -> None:
         (lambda: report(issued=NOW - 400), "clock-skew"),
     ],
 )
-def test_what_is_not_believed_changes_nothing(bad: object, reason: str) -> None:
+def test_what_is_not_believed_changes_nothing(bad: Callable[[], Report], reason: str) -> None:
     feed = Feed(CA.public)
     with pytest.raises(WireError, match=reason):
-        feed.apply(bad().encode(), 0.0, NOW + 1)  # type: ignore[operator]  # a function
+        feed.apply(bad().encode(), 0.0, NOW + 1)
     assert not feed.nodes
 
 
@@ -250,8 +251,8 @@ def test_nodes_are_bounded_and_silent_ones_are_forgotten() -> None:
 # Changes
 
 
-def taken(feed: Feed, now: float = 0.0, **fields: object) -> Applied | NeedsFull:
-    return feed.apply(report(**fields).encode(), now, NOW)  # type: ignore[arg-type]  # as in the model
+def taken(feed: Feed, now: float = 0.0, **fields: Any) -> Applied | NeedsFull:
+    return feed.apply(report(**fields).encode(), now, NOW)
 
 
 def test_changes_are_laid_over_the_state_after_their_base_or_any_later_report() -> None:

@@ -428,7 +428,7 @@ def test_find_by_node_and_by_address() -> None:
     world = World()
     node, other = world.node(), world.node()
     world.run(2.0)
-    ids = [
+    asked = [
         node.client.find_node(other.node_id, world.net.now),
         node.client.find_address(bytes([10, 160, 2, 99]), world.net.now),
         node.client.find_address(bytes([10, 99, 0, 1]), world.net.now),
@@ -436,12 +436,13 @@ def test_find_by_node_and_by_address() -> None:
     node.host.wake()
     world.run(0.5)
     found = {event.id: event for event in node.of(Found) if isinstance(event, Found)}
-    assert sorted(found) == sorted(ids)  # type: ignore[type-var]  # none is None here
+    ids = [id_ for id_ in asked if id_ is not None]
+    assert len(ids) == len(asked)
+    assert sorted(found) == sorted(ids)
     for id_ in ids[:2]:
-        assert id_ is not None
         assert Record.decode(found[id_].record).node_id == other.node_id
         assert found[id_].certificate == other.certificate.encode()
-    missing = found[ids[2]]  # type: ignore[index]  # as above
+    missing = found[ids[2]]
     assert (missing.record, missing.subject) == (b"", bytes([10, 99, 0, 1]))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, ip_network
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,8 @@ class Member:
         self.control_key = CHANCE.token(32)
         self.certificate = self.certify(number if serial is None else serial, ca)
 
-    def certify(self, serial: int, ca: SigningKey = CA, **changes: object) -> Certificate:
-        fields: dict[str, object] = {
+    def certify(self, serial: int, ca: SigningKey = CA, **changes: Any) -> Certificate:
+        fields: dict[str, Any] = {
             "network": network_id(ca.public),
             "serial": serial,
             "name": f"node-{self.number}",
@@ -62,17 +63,17 @@ class Member:
             "issuer": key_id(ca.public),
             **changes,
         }
-        return Certificate(**fields).sign(ca)  # type: ignore[arg-type]  # checked by the model
+        return Certificate(**fields).sign(ca)
 
     def record(
         self,
         seq: int,
         signing: SigningKey | None = None,
         certificate: Certificate | None = None,
-        **changes: object,
+        **changes: Any,
     ) -> bytes:
         certificate = certificate or self.certificate
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "node_id": certificate.node_id,
             "certificate": certificate.fingerprint,
             "control_key": self.control_key,
@@ -82,7 +83,7 @@ class Member:
             "candidates": (Candidate(CandidateKind.HOST, UdpEndpoint("192.0.2.1", self.number)),),
             **changes,
         }
-        return Record(**fields).sign(signing or self.signing).encode()  # type: ignore[arg-type]  # as above
+        return Record(**fields).sign(signing or self.signing).encode()
 
     @property
     def node_id(self) -> bytes:
@@ -229,9 +230,11 @@ def garbage(_: Member) -> tuple[bytes, bytes]:
         (garbage, "malformed"),
     ],
 )
-def test_what_does_not_hold_is_refused_and_counted(make: object, reason: str) -> None:
+def test_what_does_not_hold_is_refused_and_counted(
+    make: Callable[[Member], tuple[bytes, bytes]], reason: str
+) -> None:
     world = World()
-    record, certificate = make(Member(1))  # type: ignore[operator]
+    record, certificate = make(Member(1))
     assert not world.directory.offer(record, certificate, A, 0.0)
     assert world.directory.dropped == {reason: 1}
     assert world.events() == []

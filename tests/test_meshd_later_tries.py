@@ -13,7 +13,7 @@ from crossedge.meshd.budget import (
     SPRAY_RATE,
 )
 from crossedge.meshd.candidates import Candidates
-from crossedge.meshd.latertries import SPRAY_PROBES, SPRAY_SOCKETS
+from crossedge.meshd.latertries import SPRAY_PROBES, SPRAY_SOCKETS, LaterTries
 from crossedge.meshd.natplan import PAUSES, Method
 from crossedge.meshd.paths import WARM_DIRECT
 from crossedge.meshd.peer import ACTIVE_TIME, DOUBT_AGAIN, SESSION_IDLE
@@ -107,8 +107,10 @@ def test_hard_nat_that_shows_new_ports_is_not_punched_again_and_again() -> None:
     world, alice, bob = met("symmetric-random", "corporate")
     before = bob.sent_to_peers + alice.sent_to_peers
     pings = world.start_pings(alice, bob, count=600, interval=0.2)
+    router = alice.host.above
+    assert router is not None
     for number in range(10):
-        seen = UdpEndpoint(alice.host.above.addresses[0], 30_000 + number)  # type: ignore[union-attr]
+        seen = UdpEndpoint(router.addresses[0], 30_000 + number)
         control = alice.mesh.control
         control.candidates.observe(b"observer", "192.0.2.1", seen)
         control._say(world.net.now)
@@ -153,13 +155,14 @@ def test_neighbour_behind_the_same_address_lends_its_verdict() -> None:
     assert world.direct(alice, bob)
 
 
-def aim(world: SimWorld, alice: SimNode) -> Silent:
+def aim(world: SimWorld, alice: SimNode, monkeypatch: pytest.MonkeyPatch) -> Silent:
     """Let a member sign a victim's address, claim two observers, and a NAT that wants a spray."""
     host, victim = strangers_host(world)
     target = UdpEndpoint(host.addresses[0], PORT)
     candidates: Candidates = alice.mesh.control.candidates
     candidates.current = (Candidate(CandidateKind.REFLEXIVE, target),)
-    candidates.observed_by = lambda: ((b"first   ", target), (b"second  ", target))  # type: ignore[method-assign]
+    claimed = ((b"first   ", target), (b"second  ", target))
+    monkeypatch.setattr(candidates, "observed_by", lambda: claimed)
     alice.mesh.control._say(world.net.now)
     for port in range(1024, 65_536):
         host._ports[port] = host._ports[PORT]
@@ -167,10 +170,10 @@ def aim(world: SimWorld, alice: SimNode) -> Silent:
     return victim
 
 
-def test_member_alone_cannot_aim_a_spray_at_a_stranger() -> None:
+def test_member_alone_cannot_aim_a_spray_at_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = Meeting("symmetric-random", "port-restricted", 1, loss=0.0)
     world, alice, bob = meeting.world, meeting.alice, meeting.bob
-    victim = aim(world, alice)
+    victim = aim(world, alice, monkeypatch)
     world.run(3.0)
     began = world.net.now
     world.ping(alice, bob, count=1200, interval=0.1)
@@ -178,10 +181,12 @@ def test_member_alone_cannot_aim_a_spray_at_a_stranger() -> None:
     assert bob.dropped["spray-not-signed"] > 0
 
 
-def test_member_and_rendezvous_together_can_aim_one_purse_of_a_spray() -> None:
+def test_member_and_rendezvous_together_can_aim_one_purse_of_a_spray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     meeting = Meeting("symmetric-random", "port-restricted", 1, loss=0.0)
     world, alice, bob = meeting.world, meeting.alice, meeting.bob
-    victim = aim(world, alice)
+    victim = aim(world, alice, monkeypatch)
     world.run(3.0)
     began = world.net.now
     pings = world.start_pings(alice, bob, count=12_000, interval=0.1)
@@ -198,7 +203,7 @@ def test_member_and_rendezvous_together_can_aim_one_purse_of_a_spray() -> None:
     assert len(pings.answered) > 1000
 
 
-def test_server_that_lies_about_fresh_sockets_draws_ten_packets() -> None:
+def test_server_that_lies_about_fresh_sockets_draws_ten_packets(monkeypatch: pytest.MonkeyPatch) -> None:
     meeting = Meeting("linux", "linux", 1, loss=0.0)
     world, alice, bob = meeting.world, meeting.alice, meeting.bob
     host, victim = strangers_host(world)
@@ -207,9 +212,11 @@ def test_server_that_lies_about_fresh_sockets_draws_ten_packets() -> None:
     world.net.failures.append(lambda packet, target: {packet.origin, target} == {alice.host, bob.host})
     for node in (alice, bob):
         later = node.mesh.members[(bob if node is alice else alice).certificate.node_id].later
-        node.mesh.scouted = lambda local, _, now, later=later: later.scouted(  # type: ignore[misc, assignment]
-            local, UdpEndpoint(host.addresses[0], 2000 + local), now
-        )
+
+        def lied(local: int, _: UdpEndpoint, now: float, later: LaterTries = later) -> None:
+            later.scouted(local, UdpEndpoint(host.addresses[0], 2000 + local), now)
+
+        monkeypatch.setattr(node.mesh, "scouted", lied)
     world.ping(alice, bob, count=3000, interval=0.1)
     assert 0 < len(victim.received) <= 2 * SINGLE_OBSERVER_PACKETS, "ten from each side"
 

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from crossedge.lab.hosts import Packet
 from crossedge.latency.report import PairState
 from crossedge.meshd.measuring import BURST
 from tests.simworld import SimNode, SimWorld
@@ -68,11 +69,10 @@ def test_measurement_costs_little_and_proves_no_path_at_full_size() -> None:
     sizes: Counter[int] = Counter()
     total = 0
 
-    def watch(packet: object, _: float) -> None:
+    def watch(packet: Packet, _: float) -> None:
         nonlocal total
-        size = packet.size  # type: ignore[attr-defined]  # a lab packet
-        sizes[size] += 1
-        total += size
+        sizes[packet.size] += 1
+        total += packet.size
 
     world.run(20.0)
     assert world.wait(lambda: quiet(world), 30.0)

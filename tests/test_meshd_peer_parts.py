@@ -259,8 +259,12 @@ def test_user_pings_are_bounded() -> None:
 # --- Control between nodes ----------------------------------------------------------------------------------
 
 
+def a_control() -> NodeControl:
+    return NodeControl(ControlKey.generate(CHANCE.randbytes), CHANCE.randbytes, 0.0)
+
+
 def controls() -> tuple[NodeControl, NodeControl]:
-    return tuple(NodeControl(ControlKey.generate(CHANCE.randbytes), CHANCE.randbytes, 0.0) for _ in range(2))  # type: ignore[return-value]  # two of them
+    return a_control(), a_control()
 
 
 def test_control_message_is_opened_and_its_number_accepted_once() -> None:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -29,7 +30,7 @@ from crossedge.wire import stun
 from crossedge.wire.armour import armour
 from crossedge.wire.bundle import RendezvousAddress
 from crossedge.wire.endpoint import UdpEndpoint
-from crossedge.wire.envelope import CookieReply, PairKeys, is_cookie_reply
+from crossedge.wire.envelope import ControlKey, CookieReply, PairKeys, is_cookie_reply
 from crossedge.wire.relay import pack_header
 from tests.rendezvous_client import UNIX, Node, World
 
@@ -121,7 +122,7 @@ def public_of(world: World, public_key: bytes) -> None:
     class Public:
         public = public_key
 
-    world.key = Public()  # type: ignore[assignment]  # nodes use the public half alone
+    world.key = cast(ControlKey, Public())  # nodes use the public half alone
 
 
 class Socket:

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
+from pydantic import BaseModel
 
 from crossedge.latency.report import MAX_REPORT
 from crossedge.sched import apimodels
@@ -80,7 +81,7 @@ def snapshot_of(service: SchedulerService) -> tuple[object, ...]:
 
 
 async def test_every_answer_is_as_the_description_says(world: World) -> None:
-    checks: dict[str, type] = {
+    checks: dict[str, type[BaseModel]] = {
         "/v1/status": apimodels.Status,
         "/v1/nodes": apimodels.Nodes,
         "/v1/groups": apimodels.Groups,
@@ -95,12 +96,12 @@ async def test_every_answer_is_as_the_description_says(world: World) -> None:
         "/v1/history/1": apimodels.RoundDetail,
     }
     for path, model in list(checks.items())[:9]:
-        model.model_validate(await world.get(path))  # type: ignore[attr-defined]  # pydantic models
+        model.model_validate(await world.get(path))
     world.fleet.rtt[0, 5] = world.fleet.rtt[5, 0] = np.inf
     await world.round()
     await world.put(replicas=2)
     for path, model in checks.items():
-        model.model_validate(await world.get(path))  # type: ignore[attr-defined]  # pydantic models
+        model.model_validate(await world.get(path))
     status = await world.get("/v1/status")
     assert (status["round"], status["groups"], status["services"], status["problems"]) == (1, 2, 1, [])
     assert status["pairs"] == {"measured": 27, "unreachable": 1, "estimated": 0, "unmeasured": 0}

@@ -99,7 +99,10 @@ def test_groups_that_stay_are_kept_once(tmp_path: Path) -> None:
     history = opened(tmp_path)
     for number in range(1, 6):
         write(history, number, groups=1)
-    assert history.round(1)["labels"] == history.round(5)["labels"]  # type: ignore[index]  # they are there
+    first, last = history.round(1), history.round(5)
+    assert first is not None
+    assert last is not None
+    assert first["labels"] == last["labels"]
     history.close()
     with sqlite3.connect(tmp_path / FILE) as database:
         assert database.execute("SELECT count(*) FROM groupings").fetchone() == (1,)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -97,10 +98,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, st
 
 @contextmanager
 def opened(
-    browser: Browser, address: str, width: int = 1280, height: int = 900, scheme: str | None = "light"
+    browser: Browser,
+    address: str,
+    width: int = 1280,
+    height: int = 900,
+    scheme: Literal["light", "dark"] = "light",
 ) -> Iterator[Page]:
     """Yield the page once it shows something; whatever it complains of, or asks elsewhere, fails the test."""
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]  # a literal
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(WAIT)
     complaints: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,11 +114,11 @@ def test_unknown_pairs_are_avoided_and_what_is_left_is_unserved() -> None:
         ({"allowed": np.arange(10) == 1}, "2 replicas on 1 nodes"),
     ],
 )
-def test_what_does_not_fit_is_said(change: dict[str, object], text: str) -> None:
+def test_what_does_not_fit_is_said(change: dict[str, Any], text: str) -> None:
     matrix, _ = regions((5, 5), seed=4)
-    fields: dict[str, object] = {"rtt": matrix.rtt, "weights": np.ones(10), "replicas": 2} | change
+    fields: dict[str, Any] = {"rtt": matrix.rtt, "weights": np.ones(10), "replicas": 2} | change
     with pytest.raises(PlacementError, match=text):
-        place(Problem(**fields), rng())  # type: ignore[arg-type]  # a table of mistakes
+        place(Problem(**fields), rng())
 
 
 def test_service_stays_while_the_gain_is_small() -> None:

@@ -6,6 +6,7 @@ from base64 import b64encode
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -38,8 +39,8 @@ NETWORK = network_id(CA.public)
 NOW = 1_700_000_000
 
 
-def certificate(ca: SigningKey = CA, **changes: object) -> Certificate:
-    fields: dict[str, object] = {
+def certificate(ca: SigningKey = CA, **changes: Any) -> Certificate:
+    fields: dict[str, Any] = {
         "network": NETWORK,
         "serial": 17,
         "name": "edge-7.berlin",
@@ -55,7 +56,7 @@ def certificate(ca: SigningKey = CA, **changes: object) -> Certificate:
         "not_after": NOW + 365 * 86400,
         "issuer": key_id(CA.public),
     }
-    return Certificate(**{**fields, **changes}).sign(ca)  # type: ignore[arg-type]  # as in the model
+    return Certificate(**{**fields, **changes}).sign(ca)
 
 
 def candidates(v4: int, v6: int) -> tuple[Candidate, ...]:
@@ -65,9 +66,9 @@ def candidates(v4: int, v6: int) -> tuple[Candidate, ...]:
     )
 
 
-def record(key: SigningKey = NODE, of: Certificate | None = None, **changes: object) -> Record:
+def record(key: SigningKey = NODE, of: Certificate | None = None, **changes: Any) -> Record:
     of = of or certificate()
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "node_id": of.node_id,
         "certificate": of.fingerprint,
         "control_key": b"\x06" * 32,
@@ -88,35 +89,35 @@ def record(key: SigningKey = NODE, of: Certificate | None = None, **changes: obj
         "servers": (b"server 1", b"server 2"),
         "blocklist": 3,
     }
-    return Record(**{**fields, **changes}).sign(key)  # type: ignore[arg-type]  # as in the model
+    return Record(**{**fields, **changes}).sign(key)
 
 
-def blocklist(key: SigningKey = CA, **changes: object) -> Blocklist:
-    fields: dict[str, object] = {
+def blocklist(key: SigningKey = CA, **changes: Any) -> Blocklist:
+    fields: dict[str, Any] = {
         "network": NETWORK,
         "serial": 3,
         "issued": NOW,
         "revoked": {"edge-7.berlin": 18},
     }
-    return Blocklist(**{**fields, **changes}).sign(key)  # type: ignore[arg-type]  # as in the model
+    return Blocklist(**{**fields, **changes}).sign(key)
 
 
-def delegation(ca: SigningKey = CA, **changes: object) -> Delegation:
-    fields: dict[str, object] = {
+def delegation(ca: SigningKey = CA, **changes: Any) -> Delegation:
+    fields: dict[str, Any] = {
         "network": NETWORK,
         "key": STRANGER.public,
         "not_before": NOW,
         "not_after": NOW + 86400,
         "last_serial": 100,
     }
-    return Delegation(**{**fields, **changes}).sign(ca)  # type: ignore[arg-type]  # as in the model
+    return Delegation(**{**fields, **changes}).sign(ca)
 
 
 RENDEZVOUS = RendezvousAddress("rendezvous.example.com", 3478, b"\x07" * 32)
 
 
-def bundle(key: SigningKey = CA, **changes: object) -> Bundle:
-    fields: dict[str, object] = {
+def bundle(key: SigningKey = CA, **changes: Any) -> Bundle:
+    fields: dict[str, Any] = {
         "certificate": certificate(),
         "ca": CA.public,
         "blocklist": blocklist(),
@@ -124,7 +125,7 @@ def bundle(key: SigningKey = CA, **changes: object) -> Bundle:
         "supernets": (IPv4Network("10.160.0.0/12"), IPv6Network("fd12:3456:789a::/48")),
         "issued": NOW,
     }
-    return Bundle(**{**fields, **changes}).sign(key)  # type: ignore[arg-type]  # as in the model
+    return Bundle(**{**fields, **changes}).sign(key)
 
 
 def request() -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -302,15 +303,18 @@ def test_error_does_not_quote_what_came_in() -> None:
 
 
 def test_message_made_here_with_a_wrong_value_is_refused() -> None:
+    misspelt: dict[str, Any] = {"versions": 2}
     with pytest.raises(ValidationError):
         Notify(epoch=-1, version=1)
     with pytest.raises(ValidationError):
-        Notify(epoch=1, version=1, versions=2)  # type: ignore[call-arg]  # the wrong name is the test
+        Notify(epoch=1, version=1, **misspelt)
 
 
 def test_message_is_frozen() -> None:
+    example = EXAMPLES["notify"]
+    assert isinstance(example, Notify)
     with pytest.raises(ValidationError):
-        EXAMPLES["notify"].epoch = 8  # type: ignore[attr-defined]  # of the base class
+        example.epoch = 8
 
 
 def test_types_are_numbered_apart() -> None:
