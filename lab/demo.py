@@ -438,7 +438,7 @@ def pod_links(network: Network, node: str) -> list[str]:
         left = [link.name for link in links if link.group in (device.GROUP, device.LEAVING)]
         if not left or time.monotonic() > end:
             return left
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks: they go in the background, and only a dump says so
 
 
 def needles(mesh: Mesh) -> dict[str, list[bytes]]:

@@ -24,6 +24,7 @@ from crossedge.lab.network import Network
 COMMAND_TIMEOUT = 60.0
 STOP_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 5.0
+LOOK = 0.1
 AUTHORITY = "authority"
 CONFIG = "etc/crossedge/meshd.toml"
 MODULES = {
@@ -251,7 +252,7 @@ class Mesh:
                 said = f"{waiting[0].name} said last: {self._last_line(waiting[0].name)}"
                 raise DemoError(f"{what} within {timeout:.0f} s: not true of {names}; {said}")
             if waiting:
-                time.sleep(0.1)
+                time.sleep(LOOK)  # between two looks: a daemon is asked for its status, it calls nobody
 
     def peers(self, member: Member) -> dict[str, dict[str, Any]]:
         """Return what `crossedge peers --json` says on a node, by peer name."""

@@ -149,7 +149,7 @@ class Scheduling:
                     return found
             except OSError:
                 pass
-            time.sleep(LOOK)
+            time.sleep(LOOK)  # between two looks: the scheduler answers, it calls nobody
         return None
 
     def _ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:

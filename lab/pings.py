@@ -187,6 +187,6 @@ def run_together(
     started: list[Running] = []
     for run in runs:
         if started and apart:
-            time.sleep(apart)
+            time.sleep(apart)  # what the caller asks for: begun all at once they would wait for processors
         started.append(run.start(network))
     return [running.wait(timeout) for running in started]

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -218,14 +217,6 @@ def pods(number: int = 1) -> Iterator[list[Pod]]:
     finally:
         for pod in made:
             pod.namespace.delete()
-
-
-def eventually(condition: Any, seconds: float = 20.0) -> Any:
-    """Return what `condition` returns once it is true, or last returned when the time is over."""
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
 
 
 def our_links() -> list[str]:

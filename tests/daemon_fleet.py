@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,7 +34,7 @@ from crossedge.lab.topology import parse_topology
 from crossedge.meshd.desired import METRIC_PEER, TABLE
 from crossedge.rendezvous.control import ask as ask_rendezvous
 from crossedge.rendezvous.main import cli as crossedge_rendezvous
-from tests.fair_clock import FairClock
+from tests.waiting import answered, until
 
 REGISTERED_WITHIN = 60.0
 COMMANDS: dict[str, click.Command] = {
@@ -44,17 +43,6 @@ COMMANDS: dict[str, click.Command] = {
     "crossedge-rendezvous": crossedge_rendezvous,
 }
 _one_at_a_time = threading.Lock()
-LOOK = 0.02
-"""Seconds between looks at a condition."""
-
-
-def until(what: str, condition: Callable[[], object], seconds: float) -> float:
-    """Wait until a condition holds; return how many seconds that took; fail with `what` after `seconds`."""
-    clock = FairClock()
-    while not condition():
-        assert not clock.over(seconds), f"not within {seconds} s ({clock.passed:.1f} s passed): {what}"
-        time.sleep(LOOK)
-    return clock.passed
 
 
 def run_here(*words: str) -> str:
@@ -78,7 +66,7 @@ class Pinging:
     @property
     def answered(self) -> int:
         """How many have been answered until now."""
-        return self._run.file.read_bytes().count(b" time=")
+        return answered(self._run)
 
     @property
     def running(self) -> bool:

@@ -7,6 +7,7 @@ it for a peer like others. What it says under its keys is up to the test.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from crossedge.wire.relay import HEADER as RELAY_HEADER
 from crossedge.wire.relay import pack_header, unpack_header
 
 PORT = 41820
+AT_MOST = 0.05
+"""Seconds of the longest rest: what is waited for may come to a socket that is not told of."""
 
 
 class EvilMember:
@@ -80,8 +83,13 @@ class EvilMember:
         self.turn()
         while not condition():
             assert time.monotonic() < end, f"not within {timeout:.0f} s; dropped {self.mesh.dropped}"
-            time.sleep(0.005)
+            self.rest()
             self.turn()
+
+    def rest(self, *others: socket.socket) -> None:
+        """Wait until something has come, to one of other sockets too, or something is due, or for a while."""
+        due = max(self.mesh.next_deadline() - boottime(), 0.0)
+        select.select([self.socket, *others], [], [], min(due, AT_MOST))
 
     def turn(self) -> None:
         """Receive what is there, do what is due, send what there is to send."""

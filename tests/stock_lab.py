@@ -19,8 +19,7 @@ import json
 import os
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +30,8 @@ from crossedge.lab.demo_mesh import Member, Mesh
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PingResult, PingRun, Running
 from crossedge.lab.topology import parse_topology
-from tests.fair_clock import FairClock
 from tests.underlays import behind, inside, node, region, serving, underlay
+from tests.waiting import until
 
 TOWN = "town"
 TOPOLOGY = underlay(
@@ -132,7 +131,7 @@ class StockLab:
             server, ["iperf3", "-s", "-1", "-J"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         try:
-            wait_until(lambda: ":5201" in self.run(server, "ss", "-ltn"), "iperf3 listens")
+            until("iperf3 listens", lambda: ":5201" in self.run(server, "ss", "-ltn"), START)
             said = self.run(client, "iperf3", "-c", target, "-t", "1", "-J", *options)
         finally:
             listening.terminate()
@@ -160,14 +159,6 @@ class StockLab:
     def handshake(self, peer: StockPeer) -> int:
         """Return when the stock side completed its last handshake, in Unix seconds; 0 if it never did."""
         return int(self.wg(peer, "show", peer.device, "latest-handshakes").split()[-1])
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = START) -> None:
-    """Wait until a condition holds."""
-    clock = FairClock()
-    while not condition():
-        assert not clock.over(timeout), f"not within {timeout:.0f} s: {what}"
-        time.sleep(0.05)
 
 
 def _keys(peer: StockPeer) -> None:
@@ -211,7 +202,7 @@ def _start_stock(lab: StockLab, peer: StockPeer, stack: ExitStack) -> None:
         daemon.wait(10)
 
     stack.callback(stop)
-    wait_until(Path(f"/var/run/wireguard/{peer.device}.sock").exists, f"{peer.device} answers")
+    until(f"{peer.device} answers", Path(f"/var/run/wireguard/{peer.device}.sock").exists, START)
     key = lab.directory / f"{peer.name}.key"
     key.write_text(peer.private)
     key.chmod(0o600)

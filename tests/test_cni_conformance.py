@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.cni_runtime import SYSTEM_PLUGINS, Answer, Node_, Plugin, Pod, eventually, pods
+from tests.cni_runtime import SYSTEM_PLUGINS, Answer, Node_, Plugin, Pod, pods
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 

@@ -17,8 +17,9 @@ import pytest
 
 from crossedge.cni.node import Node
 from crossedge.cni.serve import CniServer
-from tests.cni_runtime import PREFIXES, Node_, Pod, eventually, pods
+from tests.cni_runtime import PREFIXES, Node_, Pod, pods
 from tests.cni_steps import Steps, request
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 

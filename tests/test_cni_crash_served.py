@@ -18,14 +18,16 @@ from array import array
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crossedge.cni import serve
 from crossedge.cni.node import Node
 from crossedge.cni.serve import ANSWER, HEAD, MAGIC, CniServer
-from tests.cni_runtime import PREFIXES, Node_, Pod, eventually, our_links, pods
+from tests.cni_runtime import PREFIXES, Node_, Pod, our_links, pods
 from tests.cni_steps import Steps, request
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 NODE = Node(tuple(map(ipaddress.ip_network, PREFIXES)))
@@ -51,12 +53,12 @@ class Doomed:
         steps.watch()
         real = serve.answer
 
-        def answer(*args: object) -> tuple[int, bytes]:
+        def answer(*args: Any) -> tuple[int, bytes]:
             steps.armed = True
             steps.step()
-            return real(*args)  # type: ignore[arg-type]  # as they came
+            return real(*args)
 
-        serve.answer = answer  # type: ignore[assignment]
+        pytest.MonkeyPatch().setattr(serve, "answer", answer)  # in this process, which ends so
         server = CniServer(node.paths, NODE, workers=2)
         server.start(asyncio.get_running_loop())
         await asyncio.sleep(0.02)  # the first look at pods is no part of a request

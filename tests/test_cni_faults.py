@@ -20,7 +20,8 @@ import pytest
 
 from crossedge.host import sysctl
 from crossedge.host.namespaces import mount, unmount
-from tests.cni_runtime import Answer, Node_, Plugin, Pod, eventually, our_links, pods
+from tests.cni_runtime import Answer, Node_, Plugin, Pod, our_links, pods
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 

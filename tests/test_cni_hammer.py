@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.cni_runtime import Node_, Pod, eventually, pods
+from tests.cni_runtime import Node_, Pod, pods
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 
@@ -160,7 +161,7 @@ def test_hammer(tmp_path: Path, served: bool, operations: int) -> None:
                 if ended.wait(5.0):
                     return
                 node.stop(signal.SIGKILL)
-                time.sleep(0.3)
+                time.sleep(0.3)  # so long callers find nobody at work, and do it alone
                 node.start()
 
         killing = threading.Thread(target=killer if served else ended.wait)

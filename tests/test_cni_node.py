@@ -18,7 +18,8 @@ from crossedge.host.addresses import add_address, delete_address
 from crossedge.host.links import get_link
 from crossedge.host.namespaces import mount, unmount
 from crossedge.host.netlink import Batch, Netlink
-from tests.cni_runtime import Answer, Node_, Pod, eventually, pods
+from tests.cni_runtime import Answer, Node_, Pod, pods
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 
@@ -335,17 +336,9 @@ def test_reboot_frees_all_without_any_hand(tmp_path: Path) -> None:
             assert [entry["container"] for entry in node.live() if entry["boot"].startswith("1111")] == [
                 pod.id
             ]
-            listed = subprocess.run(
-                [
-                    str(Path(sys.executable).with_name("crossedge-cni")),
-                    "--root",
-                    tmp_path,
-                    "ips",
-                    "--json",
-                ],  # type: ignore[attr-defined]
-                capture_output=True,
-                check=True,
-            )
+            program = Path(sys.executable).with_name("crossedge-cni")
+            command = [str(program), "--root", str(tmp_path), "ips", "--json"]
+            listed = subprocess.run(command, capture_output=True, check=True)
             assert [row["container"] for row in json.loads(listed.stdout)] == [pod.id]
             node.plugin.delete(pod).ok()
     finally:

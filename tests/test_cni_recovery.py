@@ -22,7 +22,8 @@ from crossedge.cni.recovery import recover
 from crossedge.cni.serve import CniServer
 from crossedge.cni.store import Store
 from crossedge.host.netlink import Netlink
-from tests.cni_runtime import Node_, Pod, eventually, our_links, pods
+from tests.cni_runtime import Node_, Pod, our_links, pods
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 PREFIX = ipaddress.ip_network("10.160.1.0/24")

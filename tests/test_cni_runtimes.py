@@ -17,7 +17,8 @@ import pytest
 
 from crossedge.host.namespaces import mount, unmount
 from tests.cni_podman import SERVE, Podman, a_podman
-from tests.cni_runtime import SYSTEM_PLUGINS, Node_, Pod, eventually, pods
+from tests.cni_runtime import SYSTEM_PLUGINS, Node_, Pod, pods
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.tool(str(SYSTEM_PLUGINS / "portmap"))]
 

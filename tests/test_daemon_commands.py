@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon_fleet import Fleet, a_fleet, run_here, until
+from tests.daemon_fleet import Fleet, a_fleet, run_here
 from tests.underlays import EAST, HOME, MEETING, behind, region, underlay
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

@@ -22,10 +22,10 @@ from tests.daemon_fleet import (
     longest_gap,
     overlay_addresses,
     pod_prefixes,
-    until,
 )
 from tests.fair_clock import FairClock
 from tests.underlays import HOME, WEST, behind, node, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

@@ -14,8 +14,9 @@ import pytest
 
 from crossedge.host.tun import attached_name
 from crossedge.lab.demo_mesh import CONFIG, program
-from tests.daemon_fleet import Fleet, a_fleet, longest_gap, until
+from tests.daemon_fleet import Fleet, a_fleet, longest_gap
 from tests.underlays import FARM, HOME, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

@@ -13,8 +13,9 @@ from crossedge.lab.demo import registered
 from crossedge.lab.flows import run_flows
 from crossedge.lab.sites import join
 from crossedge.lab.topology import Conditions
-from tests.daemon_fleet import Fleet, a_fleet, longest_gap, until
+from tests.daemon_fleet import Fleet, a_fleet, longest_gap
 from tests.underlays import FARM, HOME, WEST, behind, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

@@ -22,8 +22,9 @@ from crossedge.host.namespaces import mount, unmount
 from crossedge.lab.launch import ROOTS
 from tests.cni_podman import SERVE, Podman, a_podman
 from tests.cni_runtime import SYSTEM_PLUGINS
-from tests.daemon_fleet import Fleet, a_fleet, overlay_addresses, run_here, until
+from tests.daemon_fleet import Fleet, a_fleet, overlay_addresses, run_here
 from tests.underlays import FARM, HOME, two_regions
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.namespaces,

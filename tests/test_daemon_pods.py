@@ -25,9 +25,10 @@ from crossedge.host.links import list_links
 from crossedge.lab.launch import ROOTS
 from crossedge.lab.runtime import Runtime
 from crossedge.lab.topology import Conditions
-from tests.daemon_fleet import Fleet, a_fleet, longest_gap, run_here, until
+from tests.daemon_fleet import Fleet, a_fleet, longest_gap, run_here
 from tests.fair_clock import FairClock
 from tests.underlays import FARM, HOME, WEST, node, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

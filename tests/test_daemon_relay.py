@@ -22,8 +22,9 @@ import pytest
 from crossedge.lab.flows import run_flows
 from crossedge.lab.launch import ROOTS
 from crossedge.rendezvous.control import ask as ask_rendezvous
-from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.daemon_fleet import Fleet, a_fleet
 from tests.underlays import WEST, behind, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

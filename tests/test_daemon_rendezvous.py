@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from crossedge.lab.launch import ROOTS
-from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.daemon_fleet import Fleet, a_fleet
 from tests.underlays import FARM, HOME, WEST, behind, serving, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

@@ -12,9 +12,10 @@ from crossedge.lab.demo import registered
 from crossedge.lab.demo_mesh import CONFIG
 from crossedge.meshd.state import MAX_MEMBERS_SIZE, MEMBERS
 from crossedge.wire.codec import load
-from tests.daemon_fleet import Fleet, a_fleet, changes, longest_gap, pod_prefixes, until
+from tests.daemon_fleet import Fleet, a_fleet, changes, longest_gap, pod_prefixes
 from tests.fair_clock import FairClock
 from tests.underlays import FARM, HOME, WEST, node, two_regions
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

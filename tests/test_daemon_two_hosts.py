@@ -7,15 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.fair_clock import FairClock
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 
@@ -56,14 +55,6 @@ def sh(script: str) -> None:
     """Run lines of shell; a failure fails the test with what was said."""
     done = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, f"{script}\n{done.stderr}"
-
-
-def until(what: str, condition: Callable[[], object], seconds: float) -> None:
-    """Wait until a condition holds; fail with `what` after that many seconds."""
-    clock = FairClock()
-    while not condition():
-        assert not clock.over(seconds), f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 class Machine:

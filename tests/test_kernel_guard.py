@@ -14,7 +14,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 
@@ -89,6 +89,17 @@ class Guard:
             except BlockingIOError:
                 return packets
 
+    def come_out(self, enough: Callable[[list[bytes]], bool]) -> list[bytes]:
+        """Return the packets that come out of the TUN, once they are enough or it has taken too long."""
+        end = time.monotonic() + WAIT
+        packets: list[bytes] = []
+        while True:
+            self.evil.turn()
+            packets += self.seen()
+            if enough(packets) or time.monotonic() > end:
+                return packets
+            self.evil.rest(self.tap)
+
     def honest(self) -> bytes:
         """Return a packet that mallory may send, another one each time."""
         self.number += 1
@@ -104,12 +115,7 @@ class Guard:
         before = self.dropped()
         packet = self.honest()
         self.evil.send("edge", *datagrams, self.evil.record("edge", frame(packet)))
-        packets: list[bytes] = []
-        end = time.monotonic() + WAIT
-        while packet not in packets and time.monotonic() < end:
-            self.evil.turn()
-            packets += self.seen()
-            time.sleep(0.005)
+        packets = self.come_out(lambda packets: packet in packets)
         after = self.dropped()
         packets += self.seen()
         grown = {name: after[name] - before.get(name, 0) for name in after if name.startswith(REASONS)}
@@ -159,12 +165,7 @@ def test_what_is_allowed_comes_out(guard: Guard) -> None:
         packet = udp(b"plain", source=guard.his4, destination=destination)
         wanted.append(packet)
         guard.evil.send("edge", guard.evil.transport("edge", packet))
-    end = time.monotonic() + WAIT
-    packets: list[bytes] = []
-    while len(packets) < len(wanted) and time.monotonic() < end:
-        guard.evil.turn()
-        packets += guard.seen()
-        time.sleep(0.005)
+    packets = guard.come_out(lambda packets: len(packets) >= len(wanted))
     assert sorted(packets) == sorted(wanted)
 
 
@@ -366,10 +367,7 @@ def test_forgeries_and_replays_come_to_nothing(guard: Guard) -> None:
     guard.tell(message[:-1] + bytes((message[-1] ^ 1,)), reason="bad-tag")
     for datagram in (record, message):
         evil.send("edge", datagram)
-        deadline = time.monotonic() + WAIT
-        while packet not in guard.seen():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        assert packet in guard.come_out(lambda packets: packet in packets)
         guard.tell(datagram, reason="replay")
 
 

@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import alive, descendants
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.namespaces
 
@@ -55,28 +57,6 @@ def start(place: Path) -> subprocess.Popen[str]:
     return child
 
 
-def descendants(process: int) -> set[int]:
-    """Return a process and all that it started, directly or not."""
-    found = {process}
-    for task in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found |= descendants(int(child))
-    return found
-
-
-def alive(processes: set[int]) -> set[int]:
-    return {process for process in processes if Path(f"/proc/{process}").exists()}
-
-
-def comes_true(condition: Callable[[], bool], within: float = 30.0) -> bool:
-    end = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def test_up_status_exec_down(place: Path) -> None:
     up = call(place, "up", "small.toml", "--background")
     assert (up.returncode, up.stdout) == (0, "lab small is up: left, right\n")
@@ -115,14 +95,14 @@ def test_a_bad_topology_is_one_line_naming_file_and_key(place: Path) -> None:
 def test_whatever_ends_it_leaves_nothing(place: Path, number: signal.Signals) -> None:
     lab = start(place)
     inside = subprocess.Popen([*COMMAND, "exec", "right", "--", "sleep", "86399"], cwd=place)
-    assert comes_true(lambda: any(_name(process) == "sleep" for process in descendants(inside.pid)))
+    assert eventually(lambda: any(_name(process) == "sleep" for process in descendants(inside.pid)), 30.0)
     started = descendants(lab.pid) | descendants(inside.pid)
     assert len(started) >= 5  # launcher, unshare, lab, its worker, what was started inside
     lab.send_signal(number)
     lab.communicate(timeout=10)
     assert lab.returncode == (-number if number == signal.SIGKILL else 0)
     inside.wait(timeout=10)
-    assert comes_true(lambda: not alive(started))
+    assert eventually(lambda: not alive(started), 30.0)
     assert call(place, "status").returncode == 2
     assert [path.name for path in place.iterdir()] == ["small.toml"]
 

@@ -23,6 +23,7 @@ from crossedge.lab.pings import PingResult, PingRun, parse_ping, run_together
 from crossedge.lab.topology import Conditions, parse_topology
 from crossedge.lab.workers import Worker
 from tests.underlays import WEST, node, two_regions
+from tests.waiting import answered, until
 
 PING = """PING 10.160.1.2 (10.160.1.2) 56(84) bytes of data.
 64 bytes from 10.160.1.2: icmp_seq=1 ttl=62 time=70.5 ms
@@ -204,8 +205,7 @@ def test_what_answers_when_ping_has_ended_is_no_loss(line: Network, tmp_path: Pa
     address = line.nodes["right"].address4
     running = PingRun("left", address, tmp_path / "late.txt", 20, 0.05).start(line)
     try:
-        while running.run.file.read_text().count(" time=") < 10:
-            time.sleep(0.01)
+        until("ten pings are answered", lambda: answered(running.run) >= 10, 10.0)
         line.set_wire("east-west", Conditions(delay_ms=400))
         result = running.wait(10.0)
     finally:

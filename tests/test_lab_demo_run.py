@@ -6,12 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.fair_clock import FairClock
+from tests.processes import alive, descendants
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 
@@ -41,15 +41,6 @@ def test_every_pod_reaches_every_pod_and_nothing_is_in_the_clear(tmp_path: Path)
     assert all("100 packets transmitted, 100 received" in path.read_text() for path in outputs)
 
 
-def descendants(process: int) -> set[int]:
-    """Return a process and all that it started, directly or not."""
-    found = {process}
-    for task in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found |= descendants(int(child))
-    return found
-
-
 @pytest.mark.parametrize(
     ("number", "at", "processes"),
     [
@@ -77,8 +68,5 @@ def test_stopped_in_the_middle_it_leaves_nothing(
     assert len(started) >= processes
     assert run.returncode == (-number if number == signal.SIGKILL else 130), rest + errors
     assert "Traceback" not in rest + errors
-    clock = FairClock()
-    while left := [process for process in started if Path(f"/proc/{process}").exists()]:
-        assert not clock.over(5.0), left
-        time.sleep(0.05)
+    until("every process of the demo has ended", lambda: not alive(started), 5.0)
     assert not (output / "demo.json").exists()

@@ -123,7 +123,7 @@ def test_unsolicited_input_moves_the_mapping_only_where_it_is_accepted(
     node = udp(sockets, network, f"n-{nat}", 6000)
     for _ in range(3):
         stranger.sendto(b"too early", (network.routers[f"r-{nat}"].outer, 6000))
-        time.sleep(0.05)
+        time.sleep(0.05)  # nothing answers it: time for it to have been at the router
     node.sendto(b"punch", (network.nodes["stranger"].address4, 4444))
     got = arrives(stranger)
     assert got is not None

@@ -23,8 +23,9 @@ import pytest
 
 from crossedge.meshd.inner import REPLY_MIN
 from crossedge.meshd.path import HEARTBEAT_SIZE
-from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.daemon_fleet import Fleet, a_fleet
 from tests.underlays import backbone, node, region, serving, underlay
+from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 

@@ -31,6 +31,7 @@ from crossedge.meshd.noise import PrivateKey
 from crossedge.meshd.sequence import tai64n
 from crossedge.meshd.session import Event, KeypairRotated, Session, SessionUp
 from crossedge.wire.endpoint import UdpEndpoint
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.namespaces,
@@ -76,7 +77,8 @@ class Shell(asyncio.DatagramProtocol):
         self.events: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]  # the stub says BaseTransport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
         self.transport = transport
         self.port: int = transport.get_extra_info("sockname")[1]
 
@@ -166,11 +168,9 @@ def wireguard_go(directory: Path) -> Iterator[bytes]:
         env={**os.environ, "LOG_LEVEL": "verbose", "WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1"},
     )
     try:
-        for _ in range(100):
-            if Path("/var/run/wireguard/wg0.sock").exists():
-                break
-            assert daemon.poll() is None, (directory / "wireguard-go.log").read_text()
-            time.sleep(0.05)
+        answers = Path("/var/run/wireguard/wg0.sock").exists
+        assert eventually(lambda: answers() or daemon.poll() is not None, 5.0), "wireguard-go does not answer"
+        assert daemon.poll() is None, (directory / "wireguard-go.log").read_text()
         run(*in_stock("wg", "set", "wg0", "private-key", str(private), "listen-port", str(STOCK.port)))
         run("ip", "-n", "stock", "addr", "add", f"{STOCK_INNER}/24", "dev", "wg0")
         run("ip", "-n", "stock", "link", "set", "wg0", "up")

@@ -22,12 +22,14 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.lab.demo_mesh import Member
 from crossedge.lab.natkinds import Allocation, Conntrack, NatKind, kind
 from crossedge.lab.topology import KERNEL_NATS
 from crossedge.meshd.peerservices import SPRAY_SPACING
 from tests.daemon_fleet import Fleet, a_fleet
 from tests.natmatrix import NAMES, pairs, punchable
 from tests.underlays import EAST, WEST, backbone, behind, region, serving, underlay
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 
@@ -74,8 +76,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with a_fleet(topology(), tmp_path_factory.mktemp("nats"), start=False) as made:
         made.mesh.start(made.configs, ())
 
-        def ready(member: object) -> bool:
-            status = made.status(member.name)  # type: ignore[attr-defined]
+        def ready(member: Member) -> bool:
+            status = made.status(member.name)
             if not status or status["peers"]["known"] < 2 * len(KINDS) - 1:
                 return False
             registered = [server["state"] == "registered" for server in status["rendezvous"]]
@@ -90,16 +92,18 @@ def meet(fleet: Fleet, a: str, b: str) -> Meeting:
     one, two = nodes(a, b)
     count = int(DIRECT_WITHIN / LOOK)
     pings = fleet.pinging(one, two, count=count, interval=LOOK)
-    start = time.monotonic()
     path, why = "", ""
-    while time.monotonic() - start < DIRECT_WITHIN and pings.running:
+
+    def is_over() -> bool:
+        nonlocal path, why
+        if not pings.running:
+            return True
         rows = fleet.peer(one, two), fleet.peer(two, one)
         path, why = str(rows[0].get("path")), str(rows[0].get("why_not_direct"))
-        if all(row.get("path") == "direct" and row.get("time_to_direct_ms") for row in rows):
-            break
-        if all("when a network changes" in str(row.get("why_not_direct")) for row in rows):
-            break
-        time.sleep(LOOK)
+        direct = all(row.get("path") == "direct" and row.get("time_to_direct_ms") for row in rows)
+        return direct or all("when a network changes" in str(row.get("why_not_direct")) for row in rows)
+
+    eventually(is_over, DIRECT_WITHIN, LOOK)
     took = [fleet.peer(*ends).get("time_to_direct_ms") for ends in ((one, two), (two, one))]
     seconds = max((float(each) / 1000 for each in took if each), default=0.0)
     pings.stop(after=1)
@@ -119,7 +123,7 @@ class Schedule:
     """Hands out every pair once: no node twice at a time, and no node's sprays closer than it makes them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._waiting = [pair if n % 2 else pair[::-1] for n, pair in enumerate(pairs(KINDS))]
         self._waiting.sort(key=lambda pair: opener(*pair) is None)  # those that may have to wait come first
         self._busy: set[str] = set()
@@ -128,7 +132,7 @@ class Schedule:
     def take(self) -> tuple[str, str] | None:
         """Return the next pair, once one may begin; None where all have been handed out."""
         while True:
-            with self._lock:
+            with self._changed:
                 if not self._waiting:
                     return None
                 for pair in self._waiting:
@@ -141,11 +145,12 @@ class Schedule:
                         self._waiting.remove(pair)
                         self._busy.update(names)
                         return pair
-            time.sleep(LOOK)
+                self._changed.wait(LOOK)
 
     def done(self, pair: tuple[str, str]) -> None:
         """Take note that a pair has met."""
-        with self._lock:
+        with self._changed:
+            self._changed.notify_all()
             self._busy.difference_update(nodes(*pair))
             sprays = opener(*pair)
             if sprays is not None:

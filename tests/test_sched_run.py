@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,9 @@ from click.testing import CliRunner
 from crossedge.latency.report import CONTENT_TYPE, PATH
 from crossedge.sched.main import scheduler
 from crossedge.sched.serve import lines
+from tests.processes import descendants
 from tests.sched_fleet import BEARER, CA, TOKEN, Fleet, two_regions
+from tests.waiting import eventually
 
 PORT = 18478
 START_TIMEOUT = 60.0
@@ -40,16 +41,15 @@ def ask(method: str, path: str, body: bytes | None = None, **headers: str) -> tu
         connection.close()
 
 
+def is_ready() -> bool:
+    try:
+        return ask("GET", "/readyz")[0] == 200
+    except OSError:
+        return False
+
+
 def until_ready() -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            if ask("GET", "/readyz")[0] == 200:
-                return
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("the scheduler did not become ready")
+    assert eventually(is_ready, START_TIMEOUT), "the scheduler did not become ready"
 
 
 @contextmanager
@@ -73,10 +73,6 @@ def report_all(fleet: Fleet) -> None:
         assert status == 204, answer
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_a_killed_scheduler_leaves_nothing_running_and_comes_back_with_its_services(tmp_path: Path) -> None:
     (tmp_path / "etc/crossedge").mkdir(parents=True)
     (tmp_path / "token").write_text(TOKEN)
@@ -98,14 +94,11 @@ def test_a_killed_scheduler_leaves_nothing_running_and_comes_back_with_its_servi
         found = json.loads(shown.output)
         assert found["status"]["nodes"]["fresh"] == 8
         assert any(line.startswith("service shop: ") for line in lines(found))
-        helpers = [pid for child in children(process.pid) for pid in (child, *children(child))]
+        helpers = descendants(process.pid) - {process.pid}
         assert helpers
         process.send_signal(signal.SIGKILL)
         process.wait()
-        deadline = time.monotonic() + 30
-        while any(os.path.exists(f"/proc/{pid}") and not is_zombie(pid) for pid in helpers):
-            assert time.monotonic() < deadline, "the worker outlives its parent"
-            time.sleep(0.02)
+        assert eventually(lambda: all(map(is_gone, helpers)), 30.0), "the worker outlives its parent"
     with running(tmp_path) as process:
         report_all(fleet)
         until_ready()
@@ -115,7 +108,8 @@ def test_a_killed_scheduler_leaves_nothing_running_and_comes_back_with_its_servi
         assert process.wait(30) in (0, -signal.SIGTERM)
 
 
-def is_zombie(pid: int) -> bool:
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended, be it that nobody has collected it yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cni_runtime import Node_, Pod, eventually, pods
+from tests.cni_runtime import Node_, Pod, pods
+from tests.waiting import eventually
 
 UNITS = ("meshd.service", "crossedge-rendezvous.service")
 WALLS = """
