@@ -98,6 +98,21 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    """Return a fresh network namespace."""
+    made = Namespace.anonymous()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def inside(namespace: Namespace) -> Iterator[Namespace]:
+    """Run the test in a fresh network namespace."""
+    with namespace:
+        yield namespace
+
+
 @pytest.fixture(autouse=True, scope="module")
 def host_of_its_own(request: pytest.FixtureRequest) -> Iterator[None]:
     """Give each file of the plugin's tests a namespace as its host: links of others go at their own pace."""

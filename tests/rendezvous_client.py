@@ -21,6 +21,9 @@ UNIX = 1_800_000_000.0
 """Unix time at now = 0."""
 NOW = 1000.0
 SERVER = UdpEndpoint("192.0.2.1", 3478)
+ALICE = UdpEndpoint("198.51.100.1", 1000)
+BOB = UdpEndpoint("203.0.113.2", 2000)
+ELSEWHERE = UdpEndpoint("192.0.2.99", 3000)
 
 AnyMessage = TypeVar("AnyMessage", bound=m.Message)
 
@@ -224,6 +227,16 @@ class Node:
         """Return what the server sent to this node unasked."""
         mine = [self.take(data) for data, to, _ in self.world.received if to == self.endpoint]
         return [message for message in mine if isinstance(message, kind)]
+
+
+def couple(world: World) -> tuple[Node, Node]:
+    """Return two nodes that are registered, at ALICE and BOB."""
+    alice, bob = Node(world, "alice", ALICE), Node(world, "bob", BOB)
+    alice.register()
+    bob.register()
+    world.advance(1.0)
+    world.received.clear()
+    return alice, bob
 
 
 def only(answers: list[m.Message], kind: type[AnyMessage]) -> AnyMessage:

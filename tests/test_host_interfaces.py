@@ -3,14 +3,13 @@
 import ipaddress
 import socket
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from crossedge.host.interfaces import connected_networks, default_route_mtu, default_routes, host_addresses
 from crossedge.host.namespaces import Namespace
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
 SETUP = """
 link add lan0 mtu 1500 type veth peer name lan1
 link add wan0 mtu 1492 type veth peer name wan1
@@ -35,16 +34,8 @@ route add default via 2001:db8:1::1 dev lan0
 """
 
 
-@pytest.fixture(autouse=True)
-def inside() -> Iterator[None]:
-    namespace = Namespace.anonymous()
-    with namespace:
-        yield
-    namespace.close()
-
-
 @pytest.fixture
-def host(inside: None) -> None:
+def host(inside: Namespace) -> None:
     subprocess.run(["ip", "-batch", "-"], input=SETUP, text=True, check=True)
 
 

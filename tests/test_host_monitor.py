@@ -3,10 +3,9 @@
 import asyncio
 import ipaddress
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
-import pytest_asyncio
 
 from crossedge.host.addresses import LinkAddress
 from crossedge.host.links import Link
@@ -16,13 +15,6 @@ from crossedge.host.routes import Route
 from crossedge.host.rules import Rule
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def namespace() -> AsyncIterator[Namespace]:
-    made = Namespace.anonymous()
-    yield made
-    made.close()
 
 
 def sh(namespace: Namespace, command: str, *, text: str = "") -> subprocess.Popen[str]:

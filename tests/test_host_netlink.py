@@ -32,11 +32,9 @@ TABLE, PROTOCOL = 41820, 206
 
 
 @pytest.fixture
-def netlink() -> Iterator[Netlink]:
-    namespace = Namespace.anonymous()
-    with namespace, Netlink() as opened:
+def netlink(inside: Namespace) -> Iterator[Netlink]:
+    with Netlink() as opened:
         yield opened
-    namespace.close()
 
 
 def run(netlink: Netlink, *steps: Any) -> None:

@@ -1,13 +1,10 @@
 """nftables scripts take effect as a whole or not at all, and what is wrong is said in one line."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from crossedge.host import nft
-from crossedge.host.namespaces import Namespace
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
 TABLE = """
 table inet crossedge {
   set s { type ipv4_addr; flags interval; elements = { 10.160.0.0/24, 10.160.1.0/24 }; }
@@ -15,14 +12,6 @@ table inet crossedge {
   chain plain { }
 }
 """
-
-
-@pytest.fixture(autouse=True)
-def inside() -> Iterator[None]:
-    namespace = Namespace.anonymous()
-    with namespace:
-        yield
-    namespace.close()
 
 
 def test_a_script_is_applied_and_listed() -> None:

@@ -4,25 +4,15 @@ import errno
 import select
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from crossedge.host.namespaces import Namespace
 from crossedge.host.receive import SLOT, SLOTS, TRAINS, Receiver, address_of
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket, open_udp
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 families = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-
-
-@pytest.fixture(autouse=True)
-def inside() -> Iterator[None]:
-    namespace = Namespace.anonymous()
-    with namespace:
-        yield
-    namespace.close()
 
 
 def read(receiver: Receiver, opened: UdpSocket) -> list[tuple[int, int, int]]:

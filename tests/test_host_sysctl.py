@@ -1,7 +1,5 @@
 """Sysctls are set only where they are wrong, remembered, and set back."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from crossedge.host import sysctl
@@ -14,12 +12,8 @@ FORWARD6 = "net/ipv6/conf/all/forwarding"
 
 
 @pytest.fixture(autouse=True)
-def inside() -> Iterator[None]:
-    namespace = Namespace.anonymous()
-    with namespace:
-        sysctl.write(FORWARD, "0")
-        yield
-    namespace.close()
+def not_forwarding(inside: Namespace) -> None:
+    sysctl.write(FORWARD, "0")
 
 
 def test_what_is_wrong_is_set_and_set_back() -> None:

@@ -2,24 +2,14 @@
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
 from crossedge.host.links import Link, add_link, get_link
-from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Netlink
 from crossedge.host.tun import OFFLOADS, open_tun
 
-pytestmark = pytest.mark.namespaces
-
-
-@pytest.fixture(autouse=True)
-def inside() -> Iterator[None]:
-    namespace = Namespace.anonymous()
-    with namespace:
-        yield
-    namespace.close()
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
 
 
 def link(name: str) -> Link | None:

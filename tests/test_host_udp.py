@@ -3,12 +3,10 @@
 import errno
 import select
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from crossedge.host.links import set_link
-from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Netlink
 from crossedge.host.udp import (
     GRO_SIZE,
@@ -22,17 +20,9 @@ from crossedge.host.udp import (
     open_udp,
 )
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 families = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-
-
-@pytest.fixture(autouse=True)
-def inside() -> Iterator[None]:
-    namespace = Namespace.anonymous()
-    with namespace:
-        yield
-    namespace.close()
 
 
 def receive(opened: socket.socket) -> tuple[bytes, dict[tuple[int, int], bytes]]:

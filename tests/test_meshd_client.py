@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crossedge.lab.chance import Chance
-from crossedge.meshd.client_channel import COOKIE_TIME, MAX_QUEUE
+from crossedge.meshd.client_channel import COOKIE_TIME
 from crossedge.meshd.client_events import (
     BlocklistArrived,
     Bound,
@@ -16,17 +15,14 @@ from crossedge.meshd.client_events import (
     Observed,
     Registered,
     RequestFailed,
-    StaleSequence,
     StateChanged,
     Synced,
 )
-from crossedge.meshd.client_requests import MAX_REQUESTS
 from crossedge.rendezvous.settings import SourceLimits
-from crossedge.wire import messages as m
 from crossedge.wire.endpoint import UdpEndpoint
-from crossedge.wire.envelope import ControlKey, PairKeys, seal
+from crossedge.wire.envelope import ControlKey
 from crossedge.wire.record import Candidate, CandidateKind, Record
-from tests.meshd_client_world import PORT, STUN, World
+from tests.meshd_client_world import PORT, World
 
 HOUR = 3600.0
 
@@ -278,109 +274,6 @@ def test_control_key_is_rotated_without_a_gap() -> None:
     assert other.directory.by_control_key(key.public) is not None
 
 
-# --- Numbers and the time -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("offset", [-1.7e9, 365 * 86_400.0], ids=["1970", "a year ahead"])
-def test_a_node_with_a_wrong_clock_gets_its_peers_and_is_listed(offset: float) -> None:
-    world = World()
-    other = world.node()
-    world.settle()
-    node = world.node()
-    node.host.detach()
-    node.clock_offset += offset
-    node.synchronised = False
-    node.start()
-    world.run(5.0)
-    assert node.registered
-    assert node.knows() == [other.name]
-    assert other.knows() == [node.name]
-    peer = other.directory.get(node.node_id)
-    assert peer is not None
-    assert abs(peer.record.issued - other.clock.issuing(world.net.now)) < 60
-
-
-@pytest.mark.parametrize("first", [-1.7e9, 0.0, 365 * 86_400.0])
-@pytest.mark.parametrize("second", [-1.7e9, 0.0, 365 * 86_400.0])
-def test_a_node_whose_numbers_were_lost_is_shown_its_newest_record_and_comes_back(
-    first: float, second: float
-) -> None:
-    world = World()
-    node = world.node()
-    node.host.detach()
-    node.synchronised = False
-    right = node.clock_offset
-    node.clock_offset = right + first
-    node.start()
-    world.run(30.0)
-    assert node.registered
-    node.kill()
-    node.bounds = [0]
-    node.clock_offset = right + second
-    node.start()
-    world.settle(5.0)
-    assert [type(event) for event in node.of(StaleSequence)] in ([], [StaleSequence])
-
-
-def test_only_a_record_of_our_own_raises_our_numbers() -> None:
-    world = World()
-    node, other = world.node(), world.node()
-    world.run(2.0)
-    peer = node.directory.get(other.node_id)
-    assert peer is not None
-    forged = Record(
-        node_id=node.node_id,
-        certificate=node.certificate.fingerprint,
-        control_key=node.control_key.public,
-        seq=2**63,
-        issued=1,
-        expires=2,
-    ).sign(other.signing)
-    for record in (peer.record.encode(), forged.encode(), b"", b"nonsense" * 20):
-        answer_next(world, record=record)
-        node.client.record_changed(world.net.now)
-        node.host.wake()
-        world.run(3.0)
-    assert node.sequence.last < 2**60
-    assert not node.of(StaleSequence)
-    assert node.registered
-
-
-def answer_next(world: World, *, code: str = "stale-sequence", record: bytes = b"") -> None:
-    """Let the rendezvous refuse the next registration."""
-
-    def refuse(message: m.Message) -> m.Message | None:
-        if not isinstance(message, m.Register):
-            return None
-        world.server.tamper = None
-        return m.Error(id=message.id, code=code, detail="as the test says", record=record)
-
-    world.server.tamper = refuse
-
-
-def test_refusal_is_told_and_tried_again_later() -> None:
-    world = World()
-    node = world.node()
-    answer_next(world, code="foreign-network")
-    world.run(2.0)
-    assert node.client.state is ClientState.REFUSED
-    [changed] = node.of(StateChanged)
-    assert isinstance(changed, StateChanged)
-    assert changed.why == "foreign-network: as the test says"
-    world.run(10.0)
-    assert node.registered
-
-
-def test_revoked_node_is_refused_and_does_not_hammer() -> None:
-    world = World()
-    node = world.node()
-    world.run(5.0)
-    world.server.running.set_blocklist(world.make_blocklist(2, {node.name: 2}).encode(), world.net.now)
-    world.run(300.0)
-    assert node.client.state is ClientState.REFUSED
-    assert node.client.sent["Register"] < 20
-
-
 # --- Questions ----------------------------------------------------------------------------------------
 
 
@@ -501,178 +394,3 @@ def test_cookie_is_kept_for_two_minutes_and_renewed_when_asked() -> None:
     node.host.wake()
     world.run(1.0)
     assert len(node.of(Found)) == 1
-
-
-# --- Strangers ----------------------------------------------------------------------------------------
-
-
-def test_what_others_send_is_refused_or_counted() -> None:
-    world = World()
-    node, other = world.node(), world.node()
-    world.run(2.0)
-    client, now = node.client, world.net.now
-    source = world.server.endpoint
-    server, ours = world.server.key, node.control_key.public
-    good = PairKeys.derive(server, ours)
-    nonce = bytes(24)
-
-    def sealed(message: m.Message, pair: PairKeys = good) -> bytes:
-        return seal(m.encode(message), pair, nonce)
-
-    notify = m.Notify(epoch=client.epoch, version=1)
-    assert not client.receive(sealed(notify, PairKeys.derive(other.control_key, ours)), source, now)
-    assert not client.receive(bytes.fromhex("ce010200") + bytes(72), source, now)  # answers nothing of ours
-    torn = sealed(notify)[:-1] + b"\0"
-    assert client.receive(torn, source, now)
-    elsewhere = sealed(notify, PairKeys.derive(server, other.control_key.public))
-    assert client.receive(elsewhere, source, now)
-    assert client.receive(
-        sealed(
-            m.Registered(id=99, observed=source, lease=9, keepalive=9.0, epoch=1, version=1, unix_time=0.0)
-        ),
-        source,
-        now,
-    )
-    assert client.receive(sealed(m.Ping(id=5, seq=5)), source, now)
-    assert client.receive(bytes.fromhex("ce010100") + client.public_key, source, now)
-    assert client.dropped == {"bad-mac1": 2, "unasked": 2, "truncated": 1}
-
-
-def test_our_own_message_reflected_is_not_taken() -> None:
-    world = World()
-    node = world.node()
-    world.run(2.0)
-    node.client.find_node(node.node_id, world.net.now)
-    item = node.client.poll_transmit()
-    assert item is not None
-    assert not node.client.receive(item.datagram, world.server.endpoint, world.net.now)
-
-
-def test_replayed_notifications_of_an_earlier_life_move_nothing() -> None:
-    world = World()
-    node = world.node()
-    world.run(2.0)
-    old = node.client.epoch
-    world.server.kill()
-    world.server.start()
-    world.run(6.0)
-    assert node.client.epoch != old
-    pair = PairKeys.derive(world.server.key, node.control_key.public)
-    before = node.client.sent["Register"]
-    for n in range(50):
-        datagram = seal(m.encode(m.Notify(epoch=old, version=n)), pair, world.net.random(24))
-        node.client.receive(datagram, world.server.endpoint, world.net.now)
-        node.host.wake()
-        world.run(0.1)
-    assert node.client.sent["Register"] == before
-    assert node.client.dropped["old-epoch"] == 50
-
-
-def test_notifications_of_ever_new_epochs_cost_one_registration_a_second() -> None:
-    world = World()
-    node = world.node()
-    world.run(2.0)
-    pair = PairKeys.derive(world.server.key, node.control_key.public)
-    before = node.client.sent["Register"]
-    for n in range(100):
-        datagram = seal(m.encode(m.Notify(epoch=n + 1, version=0)), pair, world.net.random(24))
-        node.client.receive(datagram, world.server.endpoint, world.net.now)
-        node.host.wake()
-        world.run(0.05)
-    assert node.client.sent["Register"] - before <= 6
-    assert node.registered
-
-
-def test_absurd_versions_do_not_make_us_pull_for_ever() -> None:
-    world = World()
-    node = world.node()
-    world.run(2.0)
-    pair = PairKeys.derive(world.server.key, node.control_key.public)
-    before = node.client.sent["Pull"]
-    notify = m.Notify(epoch=node.client.epoch, version=2**63)
-    node.client.receive(seal(m.encode(notify), pair, bytes(24)), world.server.endpoint, world.net.now)
-    node.host.wake()
-    world.run(60.0)
-    assert node.client.sent["Pull"] - before <= 3
-
-
-def mad_answer(message: m.Message, chance: Chance) -> m.Message:
-    """Return something well-formed and authentic that makes no sense."""
-    id_ = getattr(message, "id", 0)
-    somewhere = UdpEndpoint("192.0.2.66", 1 + chance.below(65_535))
-    number = chance.bits() >> chance.below(64)
-    junk = chance.token(chance.below(300))
-    codes = ("stale-sequence", "unregistered", "digests-needed", "unknown-channel", "no-such-code")
-    answers: list[m.Message] = [
-        m.Registered(
-            id=id_,
-            observed=somewhere,
-            lease=chance.below(1000),
-            keepalive=chance.uniform() * 1e6,
-            epoch=number,
-            version=number,
-            unix_time=chance.uniform() * 4e9,
-        ),
-        m.KeepaliveReply(id=id_, observed=somewhere, epoch=number, version=number, keepalive=0.0),
-        m.Page(
-            id=id_,
-            epoch=chance.below(3),
-            version=number,
-            items=((junk, junk),),
-            gone=(chance.token(16),),
-            more=chance.below(2) == 0,
-            index=chance.below(20),
-            next=chance.token(16) if chance.below(2) else b"",
-        ),
-        m.Found(id=id_, record=junk, certificate=junk),
-        m.CallReply(id=id_, status="ok", channel=chance.below(1 << 48)),
-        m.Bound(id=id_, channel=chance.below(1 << 48), observed=somewhere),
-        m.Error(id=id_, code=codes[chance.below(len(codes))], record=junk),
-        m.BlocklistPart(id=id_, serial=number, total=chance.below(1 << 20), offset=0, data=junk),
-        m.Notify(epoch=chance.below(4), version=number),
-    ]
-    return answers[chance.below(len(answers))]
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_mad_rendezvous_cannot_break_us_or_make_us_busy(seed: int) -> None:
-    world = World(seed=seed)
-    node, other = world.node(), world.node()
-    world.run(3.0)
-    chance = Chance(f"mad {seed}")
-    world.server.tamper = lambda message: mad_answer(message, chance)
-    before = sum(node.client.sent.values())
-    for _ in range(30):
-        node.client.call(other.node_id, b"x", world.net.now)
-        node.client.find_node(other.node_id, world.net.now)
-        node.client.fetch_blocklist(0, world.net.now)
-        node.host.wake()
-        world.run(10.0)
-    assert sum(node.client.sent.values()) - before < 300 * 20
-    assert node.knows() == [other.name]
-    world.server.tamper = None
-    world.run(90.0)
-    assert node.registered
-
-
-def test_nothing_is_ever_sent_anywhere_but_to_the_rendezvous() -> None:
-    world = World(loss=0.1)
-    nodes = [world.node() for _ in range(3)]
-    seen = set()
-    world.net.watchers.append(lambda packet, _: seen.add((packet.origin.name, packet.destination)))
-    world.run(60.0)
-    assert {where for who, where in seen if who in {n.host.name for n in nodes}} == {
-        (world.server.endpoint.host, STUN)
-    }
-
-
-def test_queues_and_tables_are_bounded() -> None:
-    world = World()
-    node, other = world.node(), world.node()
-    world.run(2.0)
-    for _ in range(2 * MAX_REQUESTS):
-        node.client.call(other.node_id, b"x", world.net.now)
-    assert node.client.dropped["too-many-requests"] >= MAX_REQUESTS
-    assert sum(1 for _ in iter(node.client.poll_transmit, None)) <= MAX_QUEUE
-    world.run(20.0)
-    assert node.registered

@@ -3,7 +3,6 @@
 import asyncio
 import ipaddress
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,7 @@ from crossedge.meshd import firewall, foreign
 from crossedge.meshd.desired import Desired
 from crossedge.meshd.hoststate import HostState
 
-pytestmark = pytest.mark.namespaces
+pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
 network = ipaddress.ip_network
 DESIRED = Desired(pods=(network("10.160.1.0/24"), network("fd00:0:0:1::/64")))
 
@@ -56,14 +55,6 @@ table inet mine {
   }
 }
 """
-
-
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[Namespace]:
-    made = Namespace.anonymous()
-    with made:
-        yield made
-    made.close()
 
 
 def nft_only(desired: Desired = DESIRED) -> list[foreign.Problem]:
