@@ -9,9 +9,12 @@ tests' own, so that what left one TUN and what came to the other can be compared
 
 from __future__ import annotations
 
+import random
 import struct
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
+
+from hypothesis import strategies as st
 
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.dataplane import DataPlane
@@ -405,3 +408,31 @@ def segments(frame: bytes) -> list[bytes]:
             )
         )
     return made
+
+
+def crossings(longest: int) -> st.SearchStrategy[list[tuple[str, int]]]:
+    """Return the strategy for what is to leave a TUN: kinds of frames, and the bytes of a piece of each."""
+    kinds = st.sampled_from(["udp", "tcp", "tso", "uso", "tso6"])
+    return st.lists(st.tuples(kinds, st.integers(6, longest)), max_size=25)
+
+
+def check_crossing(alice: Side, bob: Side, steps: list[tuple[str, int]]) -> None:
+    """Let these frames leave alice's TUN in one drain: all of their packets come to bob's, and no others."""
+    frames = []
+    for number, (kind, length) in enumerate(steps):
+        body = struct.pack("!H", number) + random.Random(number).randbytes(length)
+        ends = {"source": A6, "destination": B6} if kind == "tso6" else {}
+        port = 1000 + number
+        if kind == "udp":
+            frames.append(plain(udp(body, port=port)))
+        elif kind == "tcp":
+            frames.append(partial_frame(tcp(body, port=port, partial=True)))
+        elif kind == "uso":
+            frames.append(super_frame(udp(body * 5, port=port, partial=True), len(body)))
+        else:
+            frames.append(super_frame(tcp(body * 9, port=port, partial=True, **ends), len(body)))
+    alice.read(*frames)
+    bob.take(*alice.datagrams(), source=ALICE)
+    assert sorted(bob.packets()) == sorted(packets_of(*frames))
+    assert not alice.dropped
+    assert not bob.dropped

@@ -47,6 +47,17 @@ def certificate(ca: SigningKey = CA, **changes: Any) -> Certificate:
     return Certificate(**{**fields, **changes}).sign(ca)
 
 
+LEAST: dict[str, Any] = {
+    "overlay4": None,
+    "overlay6": None,
+    "prefixes4": (),
+    "prefixes6": (),
+    "groups": (),
+    "roles": ("node",),
+}
+"""What a certificate need not say."""
+
+
 def candidates(v4: int, v6: int) -> tuple[Candidate, ...]:
     return (
         *(Candidate(CandidateKind.HOST, UdpEndpoint(f"192.168.178.{n}", 41820)) for n in range(v4)),

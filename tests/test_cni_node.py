@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,17 @@ def test_daemon_that_dies_while_it_serves_is_replaced_by_the_shim(tmp_path: Path
     assert not node.live()
 
 
+@contextmanager
+def two_joined(served: Node_) -> Iterator[tuple[Pod, Pod, dict[str, Any], list[str]]]:
+    """Attach a pod and another that reaches it; yield both, with the result and addresses of the first."""
+    with pods(2) as (pod, other):
+        result = served.plugin.add(pod).ok().json
+        served.plugin.add(other).ok()
+        addresses = [each["address"].split("/")[0] for each in result["ips"]]
+        assert other.run("ping", "-c1", "-W1", addresses[0]).returncode == 0
+        yield pod, other, result, addresses
+
+
 HARMS = {
     "link": "ip link del {link}",
     "route": "ip route del {v4}",
@@ -388,12 +400,8 @@ HARMS = {
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_what_is_deleted_by_hand_is_back_within_a_second(served: Node_, harm: str) -> None:
-    with pods(2) as (pod, other):
-        result = served.plugin.add(pod).ok().json
-        served.plugin.add(other).ok()
-        v4, v6 = (each["address"].split("/")[0] for each in result["ips"])
+    with two_joined(served) as (pod, other, result, (v4, v6)):
         link = result["interfaces"][0]["name"]
-        assert other.run("ping", "-c1", "-W1", v4).returncode == 0
         subprocess.run(HARMS[harm].format(link=link, v4=v4, v6=v6).split(), check=True)
         with Netlink() as netlink:
 
@@ -429,11 +437,7 @@ HARMS_INSIDE = {
 
 @pytest.mark.parametrize("harm", HARMS_INSIDE)
 def test_what_is_deleted_inside_the_pod_is_back_within_a_second(served: Node_, harm: str) -> None:
-    with pods(2) as (pod, other):
-        result = served.plugin.add(pod).ok().json
-        served.plugin.add(other).ok()
-        v4, v6 = (each["address"].split("/")[0] for each in result["ips"])
-        assert other.run("ping", "-c1", "-W1", v4).returncode == 0
+    with two_joined(served) as (pod, other, result, (v4, v6)):
         done = pod.run(*HARMS_INSIDE[harm].format(v4=v4, v6=v6).split())
         assert done.returncode == 0, done.stderr
         assert eventually(lambda: served.plugin.check(pod, result).status == 0)

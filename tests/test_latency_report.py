@@ -27,12 +27,10 @@ from crossedge.latency.report import (
 from crossedge.wire.blocklist import Blocklist
 from crossedge.wire.certificate import Certificate
 from crossedge.wire.errors import IdentityError, WireError
-from crossedge.wire.identity import SigningKey, key_id, network_id, node_id
+from crossedge.wire.identity import SigningKey, network_id, node_id
+from tests import identities
+from tests.identities import CA, LEAST, NETWORK, NODE, NOW, OTHER_CA, STRANGER
 
-CA, OTHER_CA = SigningKey(b"\x01" * 32), SigningKey(b"\x02" * 32)
-NODE, STRANGER = SigningKey(b"\x03" * 32), SigningKey(b"\x04" * 32)
-NETWORK = network_id(CA.public)
-NOW = 1_700_000_000
 EPOCH = b"instance"
 PEERS = [bytes([number]) * 16 for number in range(1, 5)]
 
@@ -57,17 +55,7 @@ GOLDEN = (
 
 
 def certificate(ca: SigningKey = CA, **changes: Any) -> Certificate:
-    fields: dict[str, Any] = {
-        "network": NETWORK,
-        "serial": 17,
-        "name": "edge-7",
-        "x25519": b"\x05" * 32,
-        "ed25519": NODE.public,
-        "not_before": NOW,
-        "not_after": NOW + 365 * 86400,
-        "issuer": key_id(CA.public),
-    }
-    return Certificate(**{**fields, **changes}).sign(ca)
+    return identities.certificate(ca, **{**LEAST, "name": "edge-7", **changes})
 
 
 def report(key: SigningKey = NODE, of: Certificate | None = None, **changes: Any) -> Report:

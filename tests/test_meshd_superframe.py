@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 
 import pytest
 from cryptography.exceptions import InvalidTag
@@ -24,6 +23,8 @@ from tests.data_pair import (
     BOB,
     RELAY,
     Side,
+    check_crossing,
+    crossings,
     keypairs,
     packets_of,
     pair,
@@ -318,27 +319,8 @@ def test_other_keys_open_nothing() -> None:
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(
     st.integers(512, 1500),
-    st.lists(
-        st.tuples(st.sampled_from(["udp", "tcp", "tso", "uso", "tso6"]), st.integers(6, 1300)), max_size=25
-    ),
+    crossings(1300),
 )
 def test_whatever_leaves_one_tun_comes_to_the_other(size: int, steps: list[tuple[str, int]]) -> None:
     alice, bob = pair(size=size)
-    frames = []
-    for number, (kind, length) in enumerate(steps):
-        body = struct.pack("!H", number) + random.Random(number).randbytes(length)
-        ends = {"source": A6, "destination": B6} if kind == "tso6" else {}
-        port = 1000 + number
-        if kind == "udp":
-            frames.append(plain(udp(body, port=port)))
-        elif kind == "tcp":
-            frames.append(partial_frame(tcp(body, port=port, partial=True)))
-        elif kind == "uso":
-            frames.append(super_frame(udp(body * 5, port=port, partial=True), len(body)))
-        else:
-            frames.append(super_frame(tcp(body * 9, port=port, partial=True, **ends), len(body)))
-    alice.read(*frames)
-    bob.take(*alice.datagrams(), source=ALICE)
-    assert sorted(bob.packets()) == sorted(packets_of(*frames))
-    assert not alice.dropped
-    assert not bob.dropped
+    check_crossing(alice, bob, steps)

@@ -22,10 +22,11 @@ from tests.data_pair import (
     B6,
     NOW,
     Side,
+    check_crossing,
     checksum,
+    crossings,
     ip,
     keypairs,
-    packets_of,
     pair,
     partial_frame,
     plain,
@@ -347,29 +348,10 @@ def test_messages_have_the_peers_index_and_growing_counters() -> None:
 @given(
     st.integers(700, 1500),
     st.booleans(),
-    st.lists(
-        st.tuples(st.sampled_from(["udp", "tcp", "tso", "uso", "tso6"]), st.integers(6, 600)), max_size=25
-    ),
+    crossings(600),
 )
 def test_whatever_leaves_one_tun_comes_to_the_other(
     size: int, offloads: bool, steps: list[tuple[str, int]]
 ) -> None:
     alice, bob = stock(size, ALL_OFFLOADS if offloads else Offloads.named(()))
-    frames = []
-    for number, (kind, length) in enumerate(steps):
-        body = struct.pack("!H", number) + random.Random(number).randbytes(length)
-        ends = {"source": A6, "destination": B6} if kind == "tso6" else {}
-        port = 1000 + number
-        if kind == "udp":
-            frames.append(plain(udp(body, port=port)))
-        elif kind == "tcp":
-            frames.append(partial_frame(tcp(body, port=port, partial=True)))
-        elif kind == "uso":
-            frames.append(super_frame(udp(body * 5, port=port, partial=True), len(body)))
-        else:
-            frames.append(super_frame(tcp(body * 9, port=port, partial=True, **ends), len(body)))
-    alice.read(*frames)
-    bob.take(*alice.datagrams(), source=ALICE)
-    assert sorted(bob.packets()) == sorted(packets_of(*frames))
-    assert not alice.dropped
-    assert not bob.dropped
+    check_crossing(alice, bob, steps)

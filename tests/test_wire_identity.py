@@ -20,6 +20,7 @@ from crossedge.wire.record import (
 )
 from tests.identities import (
     CA,
+    LEAST,
     NETWORK,
     NODE,
     STRANGER,
@@ -34,9 +35,7 @@ from tests.identities import (
 EXAMPLES: dict[str, Signed] = {
     "request": request(),
     "certificate": certificate(),
-    "certificate-least": certificate(
-        overlay4=None, overlay6=None, prefixes4=(), prefixes6=(), groups=(), roles=("node",)
-    ),
+    "certificate-least": certificate(**LEAST),
     "record": record(),
     "record-least": record(candidates=(), verdict=NatVerdict(), servers=(), blocklist=0),
     "blocklist": blocklist(),
