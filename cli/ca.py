@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -19,7 +18,7 @@ from crossedge.cli.castate import (
     default_network6,
     load_state,
 )
-from crossedge.cli.identityfiles import day, read_file, read_key, unusable, write_file
+from crossedge.cli.identityfiles import day, read_file, read_key, under_root, unusable, write_file
 from crossedge.cli.tables import echo_json, table
 from crossedge.wire.blocklist import Blocklist, Delegation
 from crossedge.wire.bundle import RendezvousAddress
@@ -30,8 +29,6 @@ from crossedge.wire.keyfiles import KeyKind, format_key
 
 DEFAULT_DIRECTORY = Path("var/lib/crossedge/ca")
 SECONDS_PER_DAY = 86400
-
-AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 
 class NetworkType(click.ParamType[IPv4Network | IPv6Network]):
@@ -57,21 +54,12 @@ class NetworkType(click.ParamType[IPv4Network | IPv6Network]):
         return network
 
 
-def directory_option(command: AnyCommand) -> AnyCommand:
-    """Add `--dir`."""
-    option = click.option(
-        "--dir",
-        "directory",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="State directory of the authority.  [default: /var/lib/crossedge/ca]",
-    )
-    return option(command)
-
-
-def ca_directory(directory: Path | None) -> Path:
-    """Return the state directory: the one that is named, else the default under `--root`."""
-    root: Path = click.get_current_context().find_object(Path) or Path("/")
-    return directory or root / DEFAULT_DIRECTORY
+directory_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="State directory of the authority.  [default: /var/lib/crossedge/ca]",
+)
 
 
 @click.group()
@@ -130,7 +118,7 @@ def init(
             network6=network6 or default_network6(public),
         )
 
-    path = ca_directory(directory)
+    path = under_root(directory, DEFAULT_DIRECTORY)
     authority = CertificateAuthority.create(path, secrets.token_bytes, plan, int(time.time()))
     state = authority.state
     click.echo(f"network   {state.network}")
@@ -197,7 +185,7 @@ def sign(
         days=days,
     )
     asked = _read_request(request)
-    with CertificateAuthority.open(ca_directory(directory)) as authority:
+    with CertificateAuthority.open(under_root(directory, DEFAULT_DIRECTORY)) as authority:
         held = authority.state.nodes.get(asked.name)
         before = authority.state.blocklist.serial
         bundle = authority.sign(asked, wishes, int(time.time()))
@@ -252,7 +240,7 @@ def revoke(
         return
     if name is None and merge is None:
         raise click.UsageError("expected NAME or --merge")
-    path = ca_directory(directory)
+    path = under_root(directory, DEFAULT_DIRECTORY)
     with CertificateAuthority.open(path) as authority:
         if merge is not None:
             other = _read_blocklist(merge)
@@ -284,7 +272,7 @@ def revoke(
 def delegate(directory: Path | None, days: int, output: Path) -> None:
     """Make a key that may revoke and do nothing else, so that it can be kept online."""
     key = SigningKey.generate(secrets.token_bytes)
-    with CertificateAuthority.open(ca_directory(directory)) as authority:
+    with CertificateAuthority.open(under_root(directory, DEFAULT_DIRECTORY)) as authority:
         delegation = authority.delegate(key.public, days, int(time.time()))
     write_file(output, format_key(KeyKind.REVOKE, key.seed) + delegation.to_text(), 0o600)
     click.echo(f"may revoke until {day(delegation.not_after)}: {output}", err=True)
@@ -295,7 +283,7 @@ def delegate(directory: Path | None, days: int, output: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def show(directory: Path | None, as_json: bool) -> None:
     """Show the network and every node that was signed."""
-    state = load_state(ca_directory(directory))
+    state = load_state(under_root(directory, DEFAULT_DIRECTORY))
     now = time.time()
     rows: list[dict[str, object]] = []
     for name, entry in sorted(state.nodes.items()):

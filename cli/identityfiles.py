@@ -19,6 +19,12 @@ READ_LIMIT: Final = 1024 * 1024
 DAY: Final = 86400
 
 
+def under_root(path: Path | None, default: Path) -> Path:
+    """Return a path of the command line; where none is given the default, below `--root`."""
+    root: Path = click.get_current_context().find_object(Path) or Path("/")
+    return path or root / default
+
+
 def read_file(path: Path, what: str) -> bytes:
     """Return a file's content, or of standard input for "-"; `what` says what it should be."""
     try:

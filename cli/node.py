@@ -6,13 +6,19 @@ import secrets
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-from crossedge.cli.identityfiles import day, make_directory, read_file, read_key, unusable, write_file
+from crossedge.cli.identityfiles import (
+    day,
+    make_directory,
+    read_file,
+    read_key,
+    under_root,
+    unusable,
+    write_file,
+)
 from crossedge.cli.tables import echo_json
 from crossedge.wire.bundle import Bundle
 from crossedge.wire.certificate import Request
@@ -24,34 +30,18 @@ from crossedge.wire.keyfiles import BUNDLE_FILE, REQUEST_FILE, SESSION_FILE, SIG
 DEFAULT_DIRECTORY = Path("var/lib/crossedge/meshd")
 DEFAULT_BUNDLE = Path("etc/crossedge") / BUNDLE_FILE
 
-AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
-
-
-def directory_option(command: AnyCommand) -> AnyCommand:
-    """Add `--dir`."""
-    option = click.option(
-        "--dir",
-        "directory",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Directory of the node's private keys.  [default: /var/lib/crossedge/meshd]",
-    )
-    return option(command)
-
-
-def bundle_option(command: AnyCommand) -> AnyCommand:
-    """Add `--bundle`."""
-    option = click.option(
-        "--bundle",
-        "installed",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Where the daemon looks for the bundle.  [default: /etc/crossedge/node.bundle]",
-    )
-    return option(command)
-
-
-def _under_root(path: Path | None, default: Path) -> Path:
-    root: Path = click.get_current_context().find_object(Path) or Path("/")
-    return path or root / default
+directory_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the node's private keys.  [default: /var/lib/crossedge/meshd]",
+)
+bundle_option = click.option(
+    "--bundle",
+    "installed",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the daemon looks for the bundle.  [default: /etc/crossedge/node.bundle]",
+)
 
 
 @click.group()
@@ -78,7 +68,7 @@ def init(name: str | None, directory: Path | None, new_keys: bool, output: Path 
         name = socket.gethostname().lower()
     if not is_name(name):
         raise ConfigError("crossedge node init", "--name", f"{NAME_RULE}, got {name!r}")
-    path = _under_root(directory, DEFAULT_DIRECTORY)
+    path = under_root(directory, DEFAULT_DIRECTORY)
     make_directory(path)
     signing = SigningKey(_key(path / SIGNING_FILE, KeyKind.SIGNING, new_keys))
     session = ControlKey(_key(path / SESSION_FILE, KeyKind.SESSION, new_keys))
@@ -100,8 +90,8 @@ def init(name: str | None, directory: Path | None, new_keys: bool, output: Path 
 @bundle_option
 def join(bundle: Path, directory: Path | None, installed: Path | None) -> None:
     """Check the BUNDLE that `crossedge ca sign` made for this node, and put it where the daemon looks."""
-    path = _under_root(directory, DEFAULT_DIRECTORY)
-    target = _under_root(installed, DEFAULT_BUNDLE)
+    path = under_root(directory, DEFAULT_DIRECTORY)
+    target = under_root(installed, DEFAULT_BUNDLE)
     taken = _read_bundle(bundle)
     check_bundle_keys(bundle, taken, path)
     if target.exists():
@@ -118,9 +108,9 @@ def join(bundle: Path, directory: Path | None, installed: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def show(directory: Path | None, installed: Path | None, as_json: bool) -> None:
     """Show this node's keys and, where it has joined, what its bundle says."""
-    path = _under_root(directory, DEFAULT_DIRECTORY)
+    path = under_root(directory, DEFAULT_DIRECTORY)
     signing, session = _public_keys(path)
-    target = _under_root(installed, DEFAULT_BUNDLE)
+    target = under_root(installed, DEFAULT_BUNDLE)
     held = _read_bundle(target) if target.exists() else None
     if held is not None:
         check_bundle_keys(target, held, path)
