@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 Address = tuple[str, int]
@@ -118,6 +118,15 @@ _EI = Behaviour.ENDPOINT_INDEPENDENT
 _AD = Behaviour.ADDRESS_DEPENDENT
 _APD = Behaviour.ADDRESS_AND_PORT_DEPENDENT
 
+_LINUX = NatKind(
+    name="linux",
+    about="netfilter masquerade as home routers have it: new input from the WAN is dropped",
+    conntrack=Conntrack.DROP,
+    collision=Collision.RANDOM,
+    lifetime_unreplied=30.0,
+    refresh_inbound=True,
+)
+
 KINDS: dict[str, NatKind] = {
     kind.name: kind
     for kind in (
@@ -206,21 +215,12 @@ KINDS: dict[str, NatKind] = {
             sessions=2_000,
             sessions_per_host=256,
         ),
-        NatKind(
-            name="linux",
-            about="netfilter masquerade as home routers have it: new input from the WAN is dropped",
-            conntrack=Conntrack.DROP,
-            collision=Collision.RANDOM,
-            lifetime_unreplied=30.0,
-            refresh_inbound=True,
-        ),
-        NatKind(
+        _LINUX,
+        replace(
+            _LINUX,
             name="linux-accepting",
             about="netfilter masquerade that accepts WAN input and so makes wrong conntrack entries",
             conntrack=Conntrack.ACCEPT,
-            collision=Collision.RANDOM,
-            lifetime_unreplied=30.0,
-            refresh_inbound=True,
         ),
         NatKind(
             name="linux-random",
