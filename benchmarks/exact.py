@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array, hstack
+from scipy.sparse import coo_array, csc_array, hstack
 
 from crossedge.sched.bounds import Relaxation
 from crossedge.sched.branching import clusters
@@ -98,9 +98,8 @@ def exact(
         groups = member[np.argsort(-apart, kind="stable")[:COUNTS]]
     counts = len(groups)
 
-    def matrix(x: object, y: object, z: object | None = None) -> object:
-        height = y.shape[0]  # type: ignore[attr-defined]  # sparse arrays have no common base
-        return hstack([x, y, coo_array((height, counts)) if z is None else z]).tocsc()
+    def matrix(x: coo_array, y: coo_array, z: coo_array | None = None) -> csc_array:
+        return csc_array(hstack([x, y, coo_array((y.shape[0], counts)) if z is None else z]))
 
     empty = coo_array((1, count))
     constraints = [

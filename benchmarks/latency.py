@@ -11,14 +11,16 @@ import argparse
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 from scheduler import PEERS, Figures, generated
-from simworld import SimWorld
+from simworld import SimNode, SimWorld
 
+from crossedge.lab.hosts import Packet
 from crossedge.lab.probing import ProbingSim, quantile
 from crossedge.latency.feed import Feed
 from crossedge.latency.prober import IN_FLIGHT
@@ -61,16 +63,15 @@ def pair_costs() -> dict[str, tuple[float, float]]:
                 b.kill()
             spent: Counter[str] = Counter()
 
-            def watch(packet: object, _: float, spent: Counter[str] = spent, world: SimWorld = world) -> None:
-                origin, size = packet.origin.name, packet.size  # type: ignore[attr-defined]  # a lab packet
-                spent[origin] += size
-                target = world.net.public.get(packet.destination[0])  # type: ignore[attr-defined]
+            def watch(packet: Packet, _: float, spent: Counter[str] = spent, world: SimWorld = world) -> None:
+                spent[packet.origin.name] += packet.size
+                target = world.net.public.get(packet.destination[0])
                 if target is not None:
-                    spent["router " + target.name] += size
+                    spent["router " + target.name] += packet.size
 
-            def total(node: object, spent: Counter[str] = spent) -> int:
-                router = node.host.above.name  # type: ignore[attr-defined]  # a SimNode
-                return spent[node.name] + spent["router " + router]  # type: ignore[attr-defined]
+            def total(node: SimNode, spent: Counter[str] = spent) -> int:
+                router = node.host.above
+                return spent[node.name] + (0 if router is None else spent["router " + router.name])
 
             world.net.watchers.append(watch)
             world.run(50.0)
@@ -141,6 +142,16 @@ def measure_cost(figures: Figures) -> None:
     figures.add("probing.pairs_per_node", len(ages) / NODES)
 
 
+def answers(matrix: LatencyMatrix, dead: Collection[int] = ()) -> Callable[[int, int], float | None]:
+    """Return what tells of a pair its measured RTT, None where there is none or one of the two is dead."""
+
+    def rtt(a: int, b: int) -> float | None:
+        there = matrix.measured[a, b] and a not in dead and b not in dead
+        return float(matrix.rtt[a, b]) if there else None
+
+    return rtt
+
+
 def measure_completion(figures: Figures, matrices: dict[str, LatencyMatrix], seeds: int) -> None:
     """The matrix completed from the pairs that probers chose, beside that from pairs chosen at random."""
     for name, matrix in matrices.items():
@@ -150,7 +161,7 @@ def measure_completion(figures: Figures, matrices: dict[str, LatencyMatrix], see
             rng = np.random.default_rng(seed)
             mask = np.zeros((matrix.size, matrix.size), dtype=bool)
             sim = ProbingSim(
-                lambda a, b: float(matrix.rtt[a, b]) if matrix.measured[a, b] else None,  # noqa: B023  # used at once
+                answers(matrix),
                 matrix.size,
                 lambda _, __: (0.0, 0.0),
                 seed + 1,
@@ -172,9 +183,7 @@ def measure_completion(figures: Figures, matrices: dict[str, LatencyMatrix], see
             figures.add(f"probing.{name}.{kind}_p90_error", float(tail), "<= 0.40" if ours else "")
         dead = set(np.random.default_rng(1).choice(matrix.size, matrix.size // 10, replace=False).tolist())
         sim = ProbingSim(
-            lambda a, b: (
-                None if {a, b} & dead or not matrix.measured[a, b] else float(matrix.rtt[a, b])  # noqa: B023  # used at once
-            ),
+            answers(matrix, dead),
             matrix.size,
             lambda _, __: (0.0, 0.0),
         )
