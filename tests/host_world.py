@@ -5,7 +5,6 @@ import ipaddress
 import json
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ DESIRED = Desired(
 )
 
 
-@asynccontextmanager
 async def host_state(namespace: Namespace, tmp_path: Path) -> AsyncIterator[HostState]:
+    """Yield what keeps the host as DESIRED, started; a fixture of tests."""
     made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
     made.start(asyncio.get_running_loop())
     await made.settled()

@@ -24,15 +24,8 @@ from tests.identity_commands import (
     sign,
 )
 
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    return runner(tmp_path, monkeypatch, capfd)
-
-
-@pytest.fixture
-def authority(run: Run) -> Run:
-    return new_authority(run)
+run = pytest.fixture(runner)
+authority = pytest.fixture(new_authority)
 
 
 class Crash(BaseException):

@@ -18,10 +18,8 @@ from tests.identity_commands import (
     sign,
 )
 
-
-@pytest.fixture
-def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    return new_authority(runner(tmp_path, monkeypatch, capfd))
+run = pytest.fixture(runner)
+authority = pytest.fixture(new_authority)
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -5,10 +5,8 @@ import ipaddress
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,12 +21,7 @@ from crossedge.meshd.hoststate import HostConflictError, HostState, PeerRoute
 from tests.host_world import DESIRED, host_state, network, ours, picture, sh, until
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
-
-
-@pytest_asyncio.fixture
-async def state(namespace: Namespace, tmp_path: Path) -> AsyncIterator[HostState]:
-    async with host_state(namespace, tmp_path) as made:
-        yield made
+state = pytest_asyncio.fixture(host_state)
 
 
 async def test_start_sets_up_everything_that_is_desired(namespace: Namespace, state: HostState) -> None:

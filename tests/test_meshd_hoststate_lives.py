@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +20,7 @@ from crossedge.meshd.hoststate import Desired, HostState
 from tests.host_world import DESIRED, host_state, ours, picture, sh
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
-
-
-@pytest_asyncio.fixture
-async def state(namespace: Namespace, tmp_path: Path) -> AsyncIterator[HostState]:
-    async with host_state(namespace, tmp_path) as made:
-        yield made
+state = pytest_asyncio.fixture(host_state)
 
 
 async def test_stop_leaves_all_in_place_and_the_next_start_adopts_it(
