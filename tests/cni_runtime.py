@@ -187,7 +187,7 @@ class Node_:
         found: dict[int, dict[str, Any]] = {}
         log = self.paths.state / "attachments.log"
         data = log.read_bytes() if log.exists() else b""
-        for line in data[: data.rfind(b"\n") + 1].splitlines():
+        for line in filter(None, data[: data.rfind(b"\n") + 1].splitlines()):  # empty ones fill a page
             assert int(line[:8], 16) == zlib.crc32(line[9:])
             entry = json.loads(line[9:])
             found[entry["serial"]] = entry
