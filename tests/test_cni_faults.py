@@ -70,6 +70,8 @@ def state(node: Node_, pod: Pod) -> dict[str, Any]:
 @contextmanager
 def unchanged(node: Node_, pod: Pod) -> Iterator[None]:
     sysctl.write("net/ipv4/ip_forward", "0")  # as on a machine that never had a pod
+    # Of another pod's link the kernel says only after a while that it has a carrier.
+    assert eventually(lambda: "NO-CARRIER" not in state(node, pod)["ip -d link"])
     before = state(node, pod)
     yield
     after = state(node, pod)
