@@ -6,7 +6,7 @@ that turns over every two minutes is all the state there is, and the secret befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2s
 
 from crossedge.wire.endpoint import UdpEndpoint, pack_endpoint
@@ -31,10 +31,11 @@ class CookieJar:
         self._turn(now)
         return _cookie(self._current, source, sender)
 
-    def accepted(self, source: UdpEndpoint, sender: bytes, now: float) -> tuple[bytes, bytes]:
-        """Return the cookies that count for a sender at an address: the current and the one before."""
+    def accepted(self, source: UdpEndpoint, sender: bytes, now: float) -> Iterator[bytes]:
+        """Yield the cookies that count for a sender at an address: the current and the one before."""
         self._turn(now)
-        return _cookie(self._current, source, sender), _cookie(self._previous, source, sender)
+        yield _cookie(self._current, source, sender)
+        yield _cookie(self._previous, source, sender)
 
     def _turn(self, now: float) -> None:
         age = now - self._turned

@@ -1,9 +1,12 @@
 """The door: which sealed messages come in, what it may cost to look at them, and how large an answer may be.
 
-The order of work: mac1, then whether the sender is known. Who has no lease must show a cookie before any
+The order of work: whether the sender is known, then mac1. Who has no lease must show a cookie before any
 X25519; who has one is opened with cached keys. Whatever the message, no answer to a source that showed no
 cookie is larger than what it sent: a cookie reply goes out in its place. So does it where a known sender
 comes from a new address: only a proven address changes a lease or a channel.
+
+In a flood nearly all are strangers for whom there is no cookie left: they are looked at least, so that what
+nodes with a lease send does not wait behind them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from crossedge.rendezvous.limits import Bucket, BucketTable, prefix_key
 from crossedge.rendezvous.registry import Lease, Registry
 from crossedge.rendezvous.settings import SourceLimits
 from crossedge.wire.endpoint import UdpEndpoint
-from crossedge.wire.envelope import ControlKey, PairKeys, Sealed, seal, seal_cookie
+from crossedge.wire.envelope import MAC2, NO_MAC, SENDER, ControlKey, PairKeys, Sealed, seal, seal_cookie
 from crossedge.wire.errors import WireError
 from crossedge.wire.messages import NEEDS_COOKIE, Message, Register, decode, encode
 
@@ -70,7 +73,7 @@ class Door:
         self._cookies = CookieJar(random, now)
         self._pairs: OrderedDict[bytes, PairKeys] = OrderedDict()
         self._cookie_rate = BucketTable(limits.slots, limits.cookie_rate, limits.cookie_rate, random)
-        self._cookie_total = Bucket(limits.cookie_total, limits.cookie_total, now)
+        self._cookie_total = Bucket(limits.cookie_total, limits.cookie_total / 5, now)
         self._stranger_rate = BucketTable(
             limits.slots, limits.stranger_rate, 2 * limits.stranger_rate, random
         )
@@ -80,26 +83,38 @@ class Door:
         self.dropped: Counter[str] = Counter()
         self.cookies = 0
         """Cookie replies given."""
+        self.agreements = 0
+        """X25519 operations done."""
 
     def open(
         self, datagram: bytes, source: UdpEndpoint, local: int, now: float
     ) -> tuple[Asker, Message] | None:
         """Return an untrusted sealed datagram's sender and message, None where it goes no further."""
+        if (
+            datagram[SENDER] not in self._registry.leases
+            and datagram[MAC2] == NO_MAC
+            and not self._cookie_total.has(now)
+        ):
+            self.dropped["cookie-total"] += 1
+            return None
         try:
             sealed = Sealed.parse(datagram)
         except WireError as error:
             self.dropped[error.reason] += 1
             return None
-        if not sealed.check_mac1(self._key.public):
-            self.dropped["bad-mac1"] += 1
-            return None
         lease = self._registry.leases.get(sealed.sender)
         proven = None
         if lease is None or lease.endpoint != source:
             proven = self._shows_cookie(sealed, source, now)
-            if not proven:
-                self._give_cookie(sealed, source, local, now)
+            if not proven and not self._cookie_total.has(now):
+                self.dropped["cookie-total"] += 1
                 return None
+        if not sealed.check_mac1(self._key.public):
+            self.dropped["bad-mac1"] += 1
+            return None
+        if proven is False:
+            self._give_cookie(sealed, source, local, now)
+            return None
         pair = lease.pair if lease is not None else self._pair_of_stranger(sealed.sender, source, now)
         if pair is None:
             return None
@@ -158,7 +173,7 @@ class Door:
 
     def _shows_cookie(self, sealed: Sealed, source: UdpEndpoint, now: float) -> bool:
         return sealed.has_mac2 and any(
-            sealed.check_mac2(cookie) for cookie in self._cookies.accepted(source, sealed.sender, now)
+            map(sealed.check_mac2, self._cookies.accepted(source, sealed.sender, now))
         )
 
     def _give_cookie(self, sealed: Sealed, source: UdpEndpoint, local: int, now: float) -> None:
@@ -183,6 +198,7 @@ class Door:
         return self._pairs.get(sender) or self._derive(sender)
 
     def _derive(self, sender: bytes) -> PairKeys | None:
+        self.agreements += 1
         try:
             pair = PairKeys.derive(self._key, sender)
         except WireError as error:

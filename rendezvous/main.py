@@ -232,7 +232,10 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         lines.append(f"network {network['id']}: {network['nodes']} nodes known, {blocklist}")
     relay = answer["relay"]
     lines.append(f"relay: {relay['channels']} channels, {relay.get('bytes', 0) / 1e6:.1f} MB forwarded")
-    lines.append(f"STUN answers: {answer['stun_answered']}; cookies given: {answer['cookies']}")
+    lines.append(
+        f"STUN answers: {answer['stun_answered']}; cookies given: {answer['cookies']}; "
+        f"key agreements: {answer['key_agreements']}"
+    )
     for title in ("received", "refused", "dropped", "failed_sends"):
         counts = sorted(answer[title].items(), key=lambda item: -item[1])
         if counts:

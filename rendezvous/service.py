@@ -225,6 +225,7 @@ class Service:
             "relay": {"channels": len(self.relay), **self.relay.forwarded},
             "stun_answered": self.stun.answered,
             "cookies": self._door.cookies,
+            "key_agreements": self._door.agreements,
             "received": dict(self._requests.received),
             "refused": dict(self._requests.refused),
             "dropped": dict(self.drops()),

@@ -18,8 +18,9 @@ class SourceLimits(Settings):
     """Answers per second and prefix to STUN requests at least as long as the answer."""
     cookie_rate: float = Field(default=400.0, ge=1)
     """Cookie replies per second and prefix."""
-    cookie_total: float = Field(default=20_000.0, ge=1)
-    """Cookie replies per second in all: what a flood from forged sources may cost, about 10 us each."""
+    cookie_total: float = Field(default=10_000.0, ge=5)
+    """Cookie replies per second in all: what a flood from forged sources may cost, about 15 us each with its
+    system call; the burst is a fifth of a second of it, as nodes that are here wait behind it."""
     stranger_rate: float = Field(default=400.0, ge=1)
     """Messages per second and prefix of senders that hold a cookie and have no lease."""
     stranger_total: float = Field(default=2_000.0, ge=1)

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from crossedge.wire.endpoint import UdpEndpoint
 from crossedge.wire.errors import ConfigError
@@ -113,12 +114,20 @@ ANCILLARY_SIZE = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
 def local_address(ancillary: Ancillary) -> str:
     """Return the address that a datagram was sent to, "" where the kernel did not say."""
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= _IN_PKTINFO.size:
-            # ipi_addr is the header's destination, ipi_spec_dst ours: they differ for broadcasts only.
-            return socket.inet_ntop(socket.AF_INET, _IN_PKTINFO.unpack_from(data)[1])
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= _IN6_PKTINFO.size:
-            return socket.inet_ntop(socket.AF_INET6, _IN6_PKTINFO.unpack_from(data)[0])
+    for each in ancillary:
+        if host := _destination(each):
+            return host
+    return ""
+
+
+@lru_cache(maxsize=1024)
+def _destination(message: tuple[int, int, bytes]) -> str:
+    level, kind, data = message
+    if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= _IN_PKTINFO.size:
+        # ipi_addr is the header's destination, ipi_spec_dst ours: they differ for broadcasts only.
+        return socket.inet_ntop(socket.AF_INET, _IN_PKTINFO.unpack_from(data)[1])
+    if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= _IN6_PKTINFO.size:
+        return socket.inet_ntop(socket.AF_INET6, _IN6_PKTINFO.unpack_from(data)[0])
     return ""
 
 

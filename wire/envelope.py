@@ -58,8 +58,11 @@ from crossedge.wire.limits import ENVELOPE_OVERHEAD, MAX_CONTROL, MAX_PLAINTEXT
 __all__ = [
     "COOKIE_REPLY_SIZE",
     "ENVELOPE_OVERHEAD",
+    "MAC2",
     "MAX_CONTROL",
     "MAX_PLAINTEXT",
+    "NO_MAC",
+    "SENDER",
     "ControlKey",
     "CookieReply",
     "PairKeys",
@@ -85,7 +88,10 @@ LABEL_ENVELOPE: Final = b"crossedge/envelope/v1"
 LABEL_MAC1: Final = b"crossedge/mac1/v1"
 LABEL_COOKIE: Final = b"crossedge/cookie/v1"
 
-_NO_MAC = bytes(MAC)
+SENDER: Final = slice(4, 36)
+MAC2: Final = slice(HEADER + MAC, BODY)
+"""Where a sealed datagram has them, for who must decide before it is parsed."""
+NO_MAC: Final = bytes(MAC)
 
 
 @lru_cache(maxsize=256)
@@ -168,7 +174,7 @@ def seal(plaintext: bytes, pair: PairKeys, nonce: bytes, cookie: bytes | None = 
     header = SEALED_PREFIX + pair.own + nonce
     body = aead_encrypt(plaintext, header, nonce, pair.send)
     mac1 = _mac(_mac1_key(pair.other), header, body)
-    mac2 = _NO_MAC if cookie is None else _mac(cookie, header, body)
+    mac2 = NO_MAC if cookie is None else _mac(cookie, header, body)
     return b"".join((header, mac1, mac2, body))
 
 
@@ -201,7 +207,7 @@ class Sealed:
     @property
     def has_mac2(self) -> bool:
         """Whether there is a mac2 to check at all."""
-        return self.mac2 != _NO_MAC
+        return self.mac2 != NO_MAC
 
     def check_mac1(self, own_public: bytes) -> bool:
         """Tell whether the sender knew the key that it was sending to."""
