@@ -63,6 +63,10 @@ exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare wi
 bench-latency: $(STAMP) ## Measure what probing costs and what it is good for (minutes)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks:tests $(BIN)/python benchmarks/latency.py $(ARGS)
 
+.PHONY: bench-rendezvous
+bench-rendezvous: $(STAMP) ## Measure 1,000 nodes and a flood at one rendezvous, into build/bench/rendezvous.json
+	@$(BIN)/python benchmarks/rendezvous_scale.py $(ARGS)
+
 .PHONY: bench-cni
 bench-cni: $(STAMP) ## Measure ADD and DEL beside bridge + host-local, into build/bench/cni.json
 	@bash .ci/tools required /usr/lib/cni/bridge:containernetworking-plugins

@@ -10,14 +10,19 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import subprocess
 import sys
 import time
 from random import Random
+from typing import TYPE_CHECKING
 
 from crossedge.rendezvous.sockets import SOL_UDP, UDP_SEGMENT
 from crossedge.wire import messages as m
 from crossedge.wire.endpoint import UdpEndpoint
 from crossedge.wire.envelope import PairKeys, is_cookie_reply, seal
+
+if TYPE_CHECKING:  # the flooder runs without the tests' package
+    from tests.rendezvous_client import Node
 
 TRAIN = 32
 """Messages that leave by one system call."""
@@ -123,16 +128,17 @@ class Keepalives:
 class Registered:
     """A node of `tests.rendezvous_client` on a socket."""
 
-    def __init__(self, node: object, address: str) -> None:
-        from tests.rendezvous_client import Node
-
-        assert isinstance(node, Node)
+    def __init__(self, node: Node, address: str) -> None:
         self.node = node
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((address, 0))
         self.socket.settimeout(10.0)
         node.pair = PairKeys.derive(node.control, node.world.key.public)
         node.endpoint = UdpEndpoint(address, self.socket.getsockname()[1])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
 
     def register(self, server: UdpEndpoint) -> None:
         """Register, with a cookie."""
@@ -165,6 +171,41 @@ class Registered:
             answer = self.node.take(data)
             if isinstance(answer, m.KeepaliveReply):
                 found.append(answer.id)
+
+
+class Flooder:
+    """The flooder as a process of its own."""
+
+    def __init__(
+        self, server: UdpEndpoint, key: bytes, rate: int, seconds: float, sources: int, cookies: float
+    ) -> None:
+        """Let it make its messages."""
+        arguments = [server.host, server.port, key.hex(), rate, seconds, sources, cookies]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+
+    def begin(self) -> None:
+        """Let it send."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def end(self) -> tuple[int, float]:
+        """Wait for its end; return how many messages it sent in how many seconds."""
+        said, _ = self._process.communicate(timeout=120)
+        sent, took = said.split()
+        return int(sent), float(took)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.communicate()
 
 
 if __name__ == "__main__":
