@@ -1,9 +1,10 @@
 """What a node costs its rendezvous, and what a flood costs the nodes: `make bench-rendezvous`.
 
-A real server process on loopback in namespaces of its own, 1,000 nodes with real keys, certificates, clients and
-sockets: they register, pull and call; memory and processor time of the server are divided by the nodes. Then one
-node restarts, with and without what it knew. The same in memory, for the processor time of the core alone. At
-last a flood of control messages with fresh sender keys meets 50 nodes' keepalives. Into build/bench/rendezvous.json.
+A real server process on loopback in namespaces of its own, 1,000 nodes with real keys, certificates, clients
+and sockets: they register, pull and call; memory and processor time of the server are divided by the nodes. Then
+one node restarts, with and without what it knew. The same in memory, for the processor time of the core alone.
+At last a flood of control messages with fresh sender keys meets 50 nodes' keepalives. Into
+build/bench/rendezvous.json.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def restart_pulls(run: Run, figures: Figures) -> None:
 def sockets(count: int) -> Figures:
     """Return the figures of a real server and real sockets."""
     figures: Figures = {}
-    fleet = Fleet(count, seed=1, began=time.clock_gettime(time.CLOCK_BOOTTIME))
+    fleet = Fleet(count, seed=1, began=time.clock_gettime(time.CLOCK_BOOTTIME), unix=int(time.time()))
     with tempfile.TemporaryDirectory() as root:
         server = RendezvousProcess(Path(root), fleet.ca.public)
         fleet.server_key = server.public_key

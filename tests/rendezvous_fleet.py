@@ -57,8 +57,8 @@ class FleetNode:
             x25519=random(32),
             ed25519=self.signing.public,
             prefixes4=(IPv4Network((0x0AA00000 + number * 256, 24)),),
-            not_before=UNIX - 86_400,
-            not_after=UNIX + 365 * 86_400,
+            not_before=fleet.unix - 86_400,
+            not_after=fleet.unix + 365 * 86_400,
             issuer=key_id(fleet.ca.public),
         ).sign(fleet.ca)
         self.id = self.certificate.node_id
@@ -75,7 +75,7 @@ class FleetNode:
         """Begin a life, with what an earlier one knew unless it is to be forgotten."""
         fleet = self.fleet
         clock = Wallclock(self.certificate.not_before, now)
-        clock.set(UNIX - fleet.began, True)
+        clock.set(fleet.unix - fleet.began, True)
         sequence = Sequence(self.bound, clock.issuing, self._reserve)
         control = ControlKey.generate(fleet.random.randbytes)
         own = OwnRecord(self.certificate, self.signing, control.public, sequence, clock)
@@ -128,10 +128,12 @@ class FleetNode:
 class Fleet:
     """The nodes, their authority, and what of their records was read before."""
 
-    def __init__(self, count: int, seed: int, began: float) -> None:
+    def __init__(self, count: int, seed: int, began: float, unix: int = UNIX) -> None:
         self.random = Random(seed)
         self.ca = SigningKey.generate(self.random.randbytes)
         self.began = began
+        self.unix = unix
+        """Unix time then."""
         self.server_key = b""
         self.server = UdpEndpoint("127.0.0.1", 3478)
         self._records: dict[bytes, tuple[bytes, int]] = {}

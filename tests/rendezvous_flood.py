@@ -1,8 +1,8 @@
-"""A flood of control messages with fresh sender keys against a real rendezvous, and what its nodes notice of it.
+"""A flood of control messages with fresh sender keys against a real rendezvous, and what nodes notice of it.
 
 As a program it is the flooder: `python rendezvous_flood.py HOST PORT KEY RATE SECONDS SOURCES COOKIES` sends
-sealed messages, made beforehand, in trains that the kernel cuts (UDP_SEGMENT), at a rate that it keeps to, and
-prints how many it sent in how many seconds. `Keepalives` is a number of registered nodes that ask in turn.
+sealed messages, made beforehand, in trains that the kernel cuts (UDP_SEGMENT), at a rate that it keeps to,
+and prints how many it sent in how many seconds. `Keepalives` is a number of registered nodes that ask in turn.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_a_thousand_nodes_register_pull_and_call_without_loss() -> None:
 def test_a_thousand_nodes_on_real_sockets_register_pull_and_call_without_loss(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
-    fleet = Fleet(1000, seed=1, began=time.clock_gettime(time.CLOCK_BOOTTIME))
+    fleet = Fleet(1000, seed=1, began=time.clock_gettime(time.CLOCK_BOOTTIME), unix=int(time.time()))
     server = RendezvousProcess(tmp_path, fleet.ca.public)
     fleet.server_key = server.public_key
     run = SocketRun(fleet)
