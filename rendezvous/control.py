@@ -79,7 +79,7 @@ class ControlSocket:
     def _answer(self, line: bytes) -> Mapping[str, Any]:
         try:
             handler = self._handlers[json.loads(line)["command"]]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             known = ", ".join(sorted(self._handlers))
             return {"ok": False, "error": f"a request is a JSON object whose command is one of {known}"}
         return {"ok": True, **handler()}

@@ -94,7 +94,7 @@ class Keepalives:
     def run(self, seconds: float, interval: float) -> None:
         """Send one keepalive each `interval` seconds for a time, and wait for the last answers."""
         poll = select.epoll()
-        waiting: dict[int, tuple[int, float]] = {}
+        waiting: dict[tuple[int, int], float] = {}
         nodes = {}
         for node in self._nodes:
             poll.register(node.socket.fileno(), select.EPOLLIN)
@@ -105,17 +105,15 @@ class Keepalives:
             due = began + turn * interval
             if now >= due and due < began + seconds:
                 node = self._nodes[turn % len(self._nodes)]
-                waiting[node.socket.fileno()] = node.send(self._server), now
+                waiting[node.socket.fileno(), node.send(self._server)] = now
                 self.sent += 1
                 turn += 1
                 continue
             for descriptor, _ in poll.poll(max(0.0, min(due - now, 0.1)) if due > now else 0.1):
                 for answered in nodes[descriptor].answers():
-                    asked, at = waiting.get(descriptor, (-1, 0.0))
-                    took = time.monotonic() - at
-                    if answered == asked and took < self.PATIENCE:
+                    took = time.monotonic() - waiting.pop((descriptor, answered))
+                    if took < self.PATIENCE:
                         self.times.append(took)
-                        del waiting[descriptor]
             now = time.monotonic()
         poll.close()
 

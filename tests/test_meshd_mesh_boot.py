@@ -51,7 +51,9 @@ def test_node_that_boots_at_a_wrong_time_has_all_its_peers_back(unix: float) -> 
 
 
 @CLOCKS
-def test_with_all_rendezvous_dead_a_rebooted_node_has_the_peers_back_whose_endpoints_hold(unix: float) -> None:
+def test_with_all_rendezvous_dead_a_rebooted_node_has_the_peers_back_whose_endpoints_hold(
+    unix: float,
+) -> None:
     world, alice, bob, carol = three()
     for server in world.servers:
         server.kill()
