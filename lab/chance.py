@@ -47,7 +47,13 @@ class Chance:
 
     def token(self, size: int) -> bytes:
         """Return `size` bytes: what a core takes as its `random`."""
-        return b"".join(self.bits().to_bytes(8, "big") for _ in range((size + 7) // 8))[:size]
+        if size <= 8:
+            return self.bits().to_bytes(8, "big")[:size]
+        value = words = 0
+        while words * 8 < size:
+            value = value << 64 | self.bits()
+            words += 1
+        return value.to_bytes(words * 8, "big")[:size]
 
     def fork(self, name: str) -> Chance:
         """Return an independent stream that depends on this seed and `name` only, not on what was drawn."""

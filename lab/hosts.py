@@ -178,7 +178,7 @@ class Host:
     def deliver(self, packet: Packet) -> None:
         """Hand a packet that arrived to the protocol on its port."""
         net = self.net
-        if not self.running or any(broken(packet, self) for broken in net.failures):
+        if not self.running or (net.failures and any(broken(packet, self) for broken in net.failures)):
             net.drop("cut" if self.running else "host-down", packet)
             return
         found = None
