@@ -50,6 +50,14 @@ nat-lab: $(STAMP) ## Punch every pair of NAT kinds, the kernel's too, with real 
 nat-matrix: $(STAMP) ## Punch every pair of NAT kinds 200 times, renew the table in docs/nat-traversal.md
 	@$(BIN)/python benchmarks/nat_matrix.py --json build/nat-matrix.json --write docs/nat-traversal.md $(ARGS)
 
+.PHONY: check-nat-matrix
+check-nat-matrix: $(STAMP) ## The same, and compare with the table that the docs show (3 minutes)
+	@$(BIN)/python benchmarks/nat_matrix.py --json build/nat-matrix.json --check docs/nat-traversal.md $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Try every decoder of untrusted bytes for ARGS="--seconds 60", with a seed that is printed
+	@$(BIN)/python tests/fuzz.py $(ARGS)
+
 .PHONY: bench-sched
 bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)

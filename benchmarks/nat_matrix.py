@@ -1,6 +1,6 @@
 """Punch every pair of NAT kinds many times in the in-memory internet; write the table into the docs.
 
-python benchmarks/nat_matrix.py [--seeds 200] [--processes 2] [--json FILE] [--write docs/nat-traversal.md]
+python benchmarks/nat_matrix.py [--seeds 200] [--processes 2] [--json FILE] [--write FILE | --check FILE]
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ sys.path.append(str(ROOT))  # at the end: our `sched` must not hide the standard
 
 from tests.natmatrix import LOSS, Row, meet, pairs, report  # noqa: E402 - after the path is set
 
+FIGURES = ("s, p50", "s, p95", "packets, p50", "packets, p95")
+SLACK = (0.15, 3.0, 4.0, 60.0)
+"""How much a figure may differ beside a quarter of it: the 95th percentile of a few late tries moves most."""
 BEGIN, END = "<!-- nat-matrix -->", "<!-- /nat-matrix -->"
 
 
@@ -95,6 +98,30 @@ The other {len(left)} pairs stay on the relay and say why;
 {END}"""
 
 
+def rows_of(text: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return the rows of a table by their two kinds: how, direct, and four figures."""
+    _, _, rest = text.partition(BEGIN)
+    rows = [line.strip("| ").split(" | ") for line in rest.partition(END)[0].splitlines() if "%" in line]
+    return {tuple(cells[:2]): tuple(cells[2:]) for cells in rows if len(cells) == 8}
+
+
+def differences(shown: str, found: str) -> list[str]:
+    """Return in what a document's table differs from another one by more than what any change may shift."""
+    wrong = []
+    old, new = rows_of(shown), rows_of(found)
+    for pair in sorted(old.keys() | new.keys()):
+        before, after = old.get(pair), new.get(pair)
+        if before is None or after is None or before[:2] != after[:2]:
+            wrong.append(f"{' and '.join(pair)}: {before} in the document, {after} found")
+            continue
+        for name, one, two, slack in zip(FIGURES, before[2:], after[2:], SLACK, strict=True):
+            if one == two:
+                continue
+            if "–" in (one, two) or abs(float(one) - float(two)) > 0.25 * float(one) + slack:
+                wrong.append(f"{' and '.join(pair)}: {name} {one} in the document, {two} found")
+    return wrong
+
+
 def main() -> None:
     """Run all pairs, print the table, and write it where it was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -102,6 +129,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="processes to run on (2)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--write", type=Path, help="put the table into this document, between its marks")
+    parser.add_argument("--check", type=Path, help="compare with the table in this document, change nothing")
     options = parser.parse_args()
     start = time.monotonic()
     jobs = [(a, b, options.seeds) for a, b in pairs()]
@@ -129,7 +157,12 @@ def main() -> None:
     missed = [row for row in rows if row["stuck"] or (row["theory"] and row["direct"] != row["seeds"])]
     for row in missed:
         print(f"not as it must be: {row}", file=sys.stderr)
-    sys.exit(bool(missed))
+    differs = differences(options.check.read_text(), text) if options.check else []
+    for what in differs:
+        print(what, file=sys.stderr)
+    if differs:
+        print(f"{options.check} shows another table: renew it by make nat-matrix", file=sys.stderr)
+    sys.exit(bool(missed or differs))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What a node costs its rendezvous, and what a flood costs the nodes: `make bench-rendezvous`.
 
 A real server process on loopback in namespaces of its own, 1,000 nodes with real keys, certificates, clients
-and sockets: they register, pull and call; memory and processor time of the server are divided by the nodes. Then
-one node restarts, with and without what it knew. The same in memory, for the processor time of the core alone.
-At last a flood of control messages with fresh sender keys meets 50 nodes' keepalives. Into
+and sockets: they register, pull and call; memory and processor time of the server are divided by the nodes.
+Then one node restarts, with and without what it knew. The same in memory, for the processor time of the core
+alone. At last a flood of control messages with fresh sender keys meets 50 nodes' keepalives. Into
 build/bench/rendezvous.json.
 """
 

@@ -121,20 +121,18 @@ def main() -> None:
             try:
                 found = fuzz(name, options.examples, options.seed + rounds)
             except BaseException:
-                again = f"--seed {options.seed + rounds} --examples {options.examples} --only {name!r} --seconds 0"
-                print(f"{name} FAILED; the same again: {again}", file=sys.stderr)
+                same = f"--seed {options.seed + rounds} --examples {options.examples}"
+                print(f"{name} FAILED; again: {same} --only {name!r} --seconds 0", file=sys.stderr)
                 raise
             worst = total[name]
             worst.inputs += found.inputs
             worst.cpu, worst.memory = max(worst.cpu, found.cpu), max(worst.memory, found.memory)
         rounds += 1
     for name, worst in total.items():
-        print(
-            f"{name:<36} {worst.inputs:>7,} inputs, at most {worst.cpu * 1e3:6.1f} ms, {worst.memory:>9,} bytes"
-        )
-    print(
-        f"{sum(worst.inputs for worst in total.values()):,} inputs to {len(names)} decoders: only refusals came out"
-    )
+        cost = f"at most {worst.cpu * 1e3:6.1f} ms, {worst.memory:>9,} bytes"
+        print(f"{name:<36} {worst.inputs:>7,} inputs, {cost}")
+    tried = sum(worst.inputs for worst in total.values())
+    print(f"{tried:,} inputs to {len(names)} decoders: only refusals came out")
 
 
 if __name__ == "__main__":

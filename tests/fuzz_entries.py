@@ -25,7 +25,6 @@ import msgpack
 from crossedge.cni.spec import CniError, parse_config
 from crossedge.latency.feed import Feed
 from crossedge.latency.report import Report, unpack_coordinates, unpack_pairs
-from crossedge.lab.internet import Transmit
 from crossedge.meshd import inner, packet, stunclient, virtio
 from crossedge.meshd.control import ControlServer
 from crossedge.meshd.keypair import seal_transport

@@ -1,4 +1,4 @@
-"""Bytes to try decoders with: golden vectors and live datagrams, changed where it hurts, beside random ones."""
+"""Bytes to try decoders with: golden vectors and live datagrams, changed where it hurts, and random ones."""
 
 from __future__ import annotations
 

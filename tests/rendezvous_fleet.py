@@ -1,8 +1,8 @@
 """A thousand nodes at one rendezvous: the daemon's real client cores with real keys and certificates.
 
-A `Fleet` is driven by an in-memory rendezvous core on a virtual clock (`CoreRun`) or by real sockets to a real
-process (`SocketRun`). Nodes keep what the rendezvous says (id and sequence number of each record) and do not
-verify it: that is their cost, not the server's, and other tests are about it.
+A `Fleet` is driven by an in-memory rendezvous core on a virtual clock (`CoreRun`), or by real sockets to a
+real process (`SocketRun`). Nodes keep what the rendezvous says (id and sequence number of each record) and do
+not verify it: that is their cost, not the server's, and other tests are about it.
 """
 
 from __future__ import annotations

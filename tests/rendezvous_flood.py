@@ -2,7 +2,7 @@
 
 As a program it is the flooder: `python rendezvous_flood.py HOST PORT KEY RATE SECONDS SOURCES COOKIES` sends
 sealed messages, made beforehand, in trains that the kernel cuts (UDP_SEGMENT), at a rate that it keeps to,
-and prints how many it sent in how many seconds. `Keepalives` is a number of registered nodes that ask in turn.
+and prints how many it sent in how many seconds. `Keepalives` are those of registered nodes, in turn.
 """
 
 from __future__ import annotations
