@@ -467,7 +467,7 @@ COVERED: dict[str, str] = {
     "meshd.inner.decode": "in-session message",
     "meshd.lifetime.LifetimeCheck.receive": "STUN answer to a question",
     "meshd.mesh_control.ControlPlane.receive": "datagram at a daemon",
-    "meshd.mesh_control.ControlPlane.receive_stun": "datagram at a daemon",
+    "meshd.natdiscovery.NatDiscovery.receive": "datagram at a daemon",
     "meshd.netcheck.Netcheck.receive": "STUN answer to a question",
     "meshd.packet.dissect": "IP packet",
     "meshd.packet.outline": "IP packet",

@@ -1,4 +1,4 @@
-"""A rendezvous that does all the harm it can, with its own true key, and what nodes lose by it: nothing but calls.
+"""A rendezvous that does all the harm it can, with its own true key; what nodes lose by it is calls, no more.
 
 It tells every node that it is seen at a victim's address, keeps what it sent and sends it again, out of order
 and to others, withholds a part, shows records as they were at first and a blocklist that was replaced.
