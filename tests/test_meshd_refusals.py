@@ -104,7 +104,7 @@ def revoked_certificate(met: Met) -> tuple[bytes, bytes]:
         (record_of_another_key, "bad-signature"),
         (foreign_certificate, "other-network"),
         (expired_certificate, "certificate-expired"),
-        (revoked_certificate, "revoked"),
+        (revoked_certificate, "certificate-revoked"),
     ],
 )
 def test_statement_that_does_not_hold_makes_no_member(
