@@ -1,7 +1,7 @@
 """What is forged, replayed, reflected, revoked or foreign is refused and counted under a name of its own.
 
-`crossedge status` shows what `Mesh.all_dropped` counts, and the data path's counters, which the kernel guard's
-tests are about; the server's own refusals are in `crossedge-rendezvous status`.
+`crossedge status` shows what `Mesh.all_dropped` counts, and the data path's counters, which the kernel
+guard's tests are about; the server's own refusals are in `crossedge-rendezvous status`.
 """
 
 from __future__ import annotations
