@@ -58,6 +58,10 @@ check-nat-matrix: $(STAMP) ## The same, and compare with the table that the docs
 fuzz: $(STAMP) ## Try every decoder of untrusted bytes for ARGS="--seconds 60", with a seed that is printed
 	@$(BIN)/python tests/fuzz.py $(ARGS)
 
+.PHONY: rendezvous-load
+rendezvous-load: $(STAMP) ## Let 1,000 nodes, and a flood, meet a rendezvous through real sockets
+	@$(BIN)/pytest -s -m slow tests/test_rendezvous_load.py $(ARGS)
+
 .PHONY: bench-sched
 bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)
