@@ -53,7 +53,6 @@ nat-matrix: $(STAMP) ## Punch every pair of NAT kinds 200 times, renew the table
 .PHONY: bench-sched
 bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)
-	@OPENBLAS_NUM_THREADS=1 $(BIN)/python benchmarks/schedload.py
 
 .PHONY: exact-sched
 exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours)

@@ -17,7 +17,9 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from scheduler import PEERS, Figures, generated
+from figures import Figures
+from matrices import generated
+from schedparts import PEERS
 from simworld import SimNode, SimWorld
 
 from crossedge.lab.hosts import Packet
