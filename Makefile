@@ -51,11 +51,11 @@ nat-matrix: $(STAMP) ## Punch every pair of NAT kinds 200 times, renew the table
 	@$(BIN)/python benchmarks/nat_matrix.py --json build/nat-matrix.json --write docs/nat-traversal.md $(ARGS)
 
 .PHONY: bench-sched
-bench-sched: $(STAMP) ## Measure the scheduler against its bars (minutes)
+bench-sched: $(STAMP) ## Measure the scheduler against its bars (6 minutes)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py $(ARGS)
 
 .PHONY: exact-sched
-exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours)
+exact-sched: $(STAMP) ## Solve placements exactly, for bench-sched to compare with (hours; goes on where it was)
 	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/scheduler.py --exact 600 $(ARGS)
 
 .PHONY: bench-latency
