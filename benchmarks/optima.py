@@ -97,7 +97,12 @@ def missing(row: Row, kind: str) -> list[str]:
     """Return the ways that a row still has to be tried in."""
     if "solver" in row and (row["solver"]["finished"] or kind == "free"):
         return []
-    return [way for way in STEPS if way not in row and (kind == "capacitated" or way == "solver")]
+    if kind == "free":
+        return ["solver"]
+    done = {way for way in STEPS if way in row}
+    if "reduced" not in done and "nodes" not in row.get("search", {}):
+        done.discard("search")  # the reduced problem is made of its answer
+    return [way for way in STEPS if way not in done]
 
 
 def settled(row: Row) -> Row:
