@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -78,11 +79,42 @@ def measure_parts(figures: Figures, bench: Bench, parts: list[str], workers: int
                 running[part].send(results)
 
 
+def write(file: Path, figures: Figures, of: dict[str, Any], parts: list[str]) -> None:
+    """Write the figures; those of other parts stay as the file has them, if they are of the same data."""
+    held = json.loads(file.read_text()) if file.exists() else {}
+    if any(held.get(key) != value for key, value in of.items()):
+        held = {}
+
+    def kept(rows: dict[str, Any]) -> dict[str, Any]:
+        return {name: row for name, row in rows.items() if part_of(name) in set(ALL) - set(parts)}
+
+    peers = {peer: kept(rows) | figures.peers.get(peer, {}) for peer, rows in held.get("peers", {}).items()}
+    result = of | {
+        "parts": [part for part in ALL if part in {*parts, *held.get("parts", ())}],
+        "figures": kept(held.get("figures", {})) | figures.rows,
+        "ratios": kept(held.get("ratios", {})) | figures.ratios,
+        "peers": figures.peers | peers,
+    }
+    result["failed"] = [name for name, row in result["figures"].items() if not row.get("holds", True)]
+    file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def part_of(figure: str) -> str:
+    """Return the part that measures a figure."""
+    first = figure.partition(".")[0]
+    return "load" if first == "service" else first
+
+
 def main() -> int:
     """Measure everything, or only solve exactly; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/bench"))
-    parser.add_argument("--only", default=",".join(ALL), metavar="PART,...", help=f"some of {','.join(ALL)}")
+    parser.add_argument(
+        "--only",
+        default=",".join(ALL),
+        metavar="PART,...",
+        help=f"some of {','.join(ALL)}; figures of the others stay as sched.json has them",
+    )
     parser.add_argument("--matrices", default="", metavar="NAME,...", help="some of the matrices")
     parser.add_argument("--seed", type=int, default=FRESH, help="the first seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that count")
@@ -107,19 +139,11 @@ def main() -> int:
     if "load" in parts:
         measure_service(figures)
     figures.add("bench.seconds", time.perf_counter() - started)
-    missed = figures.missed
-    result = {
-        "data": "real" if data else "generated",
-        "seed": bench.seed,
-        "parts": parts,
-        "failed": missed,
-        "figures": figures.rows,
-        "ratios": figures.ratios,
-        "peers": figures.peers,
-    }
-    file = arguments.output / "sched.json"
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    figures.add("bench.processor_seconds", sum(one.ru_utime + one.ru_stime for one in used))
     print(f"\n{figures.table()}\n")
+    file, missed = arguments.output / "sched.json", figures.missed
+    write(file, figures, {"data": "real" if data else "generated", "seed": bench.seed}, parts)
     print(f"{len(figures.rows)} figures in {file}; {'PASS' if not missed else 'FAIL: ' + ', '.join(missed)}")
     return 1 if missed else 0
 
