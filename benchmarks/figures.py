@@ -29,7 +29,7 @@ class Figures:
         row: dict[str, Any] = {"value": round(float(value), 6)}
         if bar:
             sign, _, limit = bar.partition(" ")
-            row |= {"bar": bar, "holds": SIGNS[sign](value, float(limit))}
+            row |= {"bar": bar, "holds": bool(SIGNS[sign](value, float(limit)))}
         self.rows[name] = row
         verdict = "" if "holds" not in row else "  PASS" if row["holds"] else "  FAIL"
         print(f"{name}: {value:.4f} {bar}{verdict}", file=sys.stderr, flush=True)

@@ -44,9 +44,10 @@ def begin(data: Path | None, only: list[str], seed: int) -> None:
 
 
 def work(job: Job) -> Any:
-    """Do one job in a worker."""
+    """Do one job in a worker; return its result and the processor seconds that it took."""
     action, given = job
-    return action(_bench, *given)
+    before = time.process_time()
+    return action(_bench, *given), time.process_time() - before
 
 
 def say(text: str) -> None:
@@ -74,7 +75,9 @@ def measure_parts(figures: Figures, bench: Bench, parts: list[str], workers: int
                 say(f"{done} of {len(tasks)} jobs done, {told - started:.0f} s ({futures[future]})")
         say(f"all jobs done in {time.monotonic() - started:.0f} s")
         for part in (part for part in parts if given[part]):
-            results = [future.result() for future, name in futures.items() if name == part]
+            done_by = [future.result() for future, name in futures.items() if name == part]
+            results = [result for result, _ in done_by]
+            figures.add(f"bench.{part}_processor_seconds", sum(used for _, used in done_by))
             with suppress(StopIteration):
                 running[part].send(results)
 
