@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -17,7 +18,10 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from scheduler import PEERS, Figures, generated
+from figures import Figures
+from matrices import generated
+from numpy.typing import NDArray
+from schedparts import PEERS
 from simworld import SimNode, SimWorld
 
 from crossedge.lab.hosts import Packet
@@ -28,6 +32,8 @@ from crossedge.latency.report import Pair, PairState, Report
 from crossedge.sched.completion import completed
 from crossedge.sched.files import read_matrix
 from crossedge.sched.matrix import LatencyMatrix, State, restricted, sampled_peers, symmetrised
+from crossedge.sched.medoids import assigned
+from crossedge.sched.services import View
 
 NODES = 1000
 FIRST, STEADY = 600.0, 1200.0  # seconds of virtual time
@@ -58,6 +64,9 @@ def pair_costs() -> dict[str, tuple[float, float]]:
             world.run(30.0)
             for node in (a, b):
                 node.mesh.latency.prober.restart(world.net.now + 1e6)
+                node.mesh.reach.deadline = (
+                    math.inf
+                )  # among many nodes measurements prove that somebody is reached
             world.run(60.0)
             if kind == "unreachable":
                 b.kill()
@@ -104,6 +113,17 @@ def report_bytes() -> float:
     return (sizes[0] + 19 * sizes[1]) / 300
 
 
+def ask(sim: ProbingSim, rtt: NDArray[np.float64], points: NDArray[np.float64]) -> None:
+    """Let a scheduler that sees six groups tell every node whom to measure."""
+    labels = (np.arctan2(points[:, 1], points[:, 0]) // (np.pi / 3)).astype(np.int64) + 3
+    names = tuple(map(str, range(NODES)))
+    index = {name: number for number, name in enumerate(names)}
+    there, nothing = np.ones(NODES, dtype=bool), np.zeros_like(rtt)
+    view = View(1, 0.0, names, there, rtt, nothing.astype(np.uint8), nothing, labels, points, index)
+    for name, peers in assigned(view, 1).items():
+        sim.nodes[index[name]].prober.ask("scheduler", [sim.ids[index[peer]] for peer in peers], sim.now)
+
+
 def measure_cost(figures: Figures) -> None:
     """Bytes per second and bursts in flight at 1,000 nodes."""
     costs = pair_costs()
@@ -125,6 +145,7 @@ def measure_cost(figures: Figures) -> None:
 
     sim = ProbingSim(rtt, NODES, lambda a, b: costs[kind_of(a, b)])
     sim.run(FIRST)
+    ask(sim, np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)), points)
     first = [node.spent / FIRST for node in sim.nodes]
     for node in sim.nodes:
         node.spent = 0.0

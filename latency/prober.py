@@ -6,13 +6,16 @@ so members that come and go change nothing else; each slot draws anew every `ROT
 `NEAR` members that are nearest by coordinates. A session serves both of its ends, so a pair is due at its two
 ends at different times and costs one session, not two.
 
+A scheduler that sees all groups may name a few members more (`ask`): at most `MEDOIDS` in all, let go when it
+has not named them for `ASKED_FOR` seconds.
+
 The interval grows with the number of pairs that a node takes part in, so the bytes per second do not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2s
 from heapq import heapify, heappop, heappush, nsmallest
@@ -23,12 +26,15 @@ from crossedge.latency.report import Coordinates
 ALL_PAIRS: Final = 63  # other members up to which every pair is measured
 CHOSEN: Final = 16
 NEAR: Final = 4
+MEDOIDS: Final = 2  # at a scheduler's wish
+ASKERS: Final = 4  # schedulers whose wishes are kept
+ASKED_FOR: Final = 3600.0  # seconds; a scheduler repeats its wish with every full report
 ROTATION: Final = 6 * 3600.0  # seconds for which a slot keeps its draw
 IN_FLIGHT: Final = 32  # bursts at a time
 PACE: Final = 0.2  # seconds between the starts of two bursts
 INTERVAL_PER_PAIR: Final = 10.0  # seconds, times the pairs of a node: what keeps the cost under its bound
 INTERVAL_MIN: Final = 60.0
-INTERVAL_CHOSEN: Final = 640.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
+INTERVAL_CHOSEN: Final = 720.0  # seconds beyond `ALL_PAIRS`: some are chosen by half as many again as others
 JITTER: Final = 0.2  # the part of an interval that is random
 FIRST_WITHIN: Final = 1.0  # seconds, times the targets: when a pair that is new is measured
 FIRST_MAX: Final = 60.0
@@ -66,6 +72,7 @@ class Prober:
         self._slots = [_Slot(UNDRAWN, b"", None) for _ in range(CHOSEN)]
         self._near: list[bytes] = []
         self._near_at = now
+        self._asked: dict[str, tuple[float, tuple[bytes, ...]]] = {}
         self._offset = self._share() * ROTATION
         self._targets: dict[bytes, _Target] = {}
         self._heap: list[tuple[float, bytes]] = []
@@ -125,6 +132,26 @@ class Prober:
         if len(self._places) > PLACES_MAX:
             del self._places[next(iter(self._places))]
 
+    def ask(self, asker: str, peers: Iterable[bytes], now: float) -> int:
+        """Measure these members, too, instead of those that the same asker named before.
+
+        Return how many were ignored: who is no member, or one too many.
+        """
+        named = list(peers)
+        members = dict.fromkeys(peer for peer in named if peer in self._members)
+        taken = tuple(members)[:MEDOIDS]
+        self._asked.pop(asker, None)
+        if taken:
+            self._asked[asker] = now + ASKED_FOR, taken
+            if len(self._asked) > ASKERS:
+                del self._asked[next(iter(self._asked))]
+        self._stale = True
+        return len(named) - len(taken)
+
+    def _medoids(self) -> set[bytes]:
+        named = dict.fromkeys(peer for _, peers in self._asked.values() for peer in peers)
+        return set([peer for peer in named if peer in self._members][:MEDOIDS])
+
     def _from(self, here: Coordinates, peer: bytes) -> float:
         """Return how far a member is, heights apart: else all would choose the few with the best access."""
         return math.dist(here.point, self._places[peer].point) * (NEARER if peer in self._near else 1.0)
@@ -159,6 +186,9 @@ class Prober:
             near = nsmallest(NEAR, self._places, key=lambda peer: self._from(here, peer))
             self._stale |= set(near) != set(self._near)
             self._near = near
+        for asker in [asker for asker, (until, _) in self._asked.items() if now >= until]:
+            del self._asked[asker]
+            self._stale = True
         if self._stale:
             self._stale = False
             self._retarget(now)
@@ -168,6 +198,7 @@ class Prober:
             wanted = set(self._members)
         else:
             wanted = {slot.winner for slot in self._slots if slot.winner is not None} | set(self._near)
+            wanted |= self._medoids()
         for peer in self._targets.keys() - wanted:
             if self._targets.pop(peer).busy:
                 self.in_flight -= 1

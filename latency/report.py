@@ -228,7 +228,8 @@ class Report(Signed):
             raise ValueError("base is not below seq")
         if not self.base and any(pair.state is PairState.FORGOTTEN for pair in self.pairs):
             raise ValueError("a full report forgets by leaving out")
-        if any(pair.peer == self.node_id for pair in self.pairs):
+        own = self.node_id
+        if any(pair.peer == own for pair in self.pairs):
             raise ValueError("a pair of the node with itself")
         return self
 

@@ -245,6 +245,7 @@ class Daemon:
             unix=lambda: self._clock.issuing(boottime()),
             pairs=lambda: latency.pairs(boottime()),
             place=lambda: latency.vivaldi.place if latency.vivaldi.samples else None,
+            asked=latency.asked,
         )
         epoch = os.urandom(8)
         self._reporters = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from crossedge.latency.coordinates import Vivaldi
@@ -75,6 +75,10 @@ class LatencyPlane:
             if peer.reading is None:
                 peer.reading = Reading()
             peer.reading.silent(now)
+
+    def asked(self, scheduler: str, nodes: Sequence[bytes]) -> int:
+        """Measure the members that a scheduler names, too; return how many it named that are ignored."""
+        return self.prober.ask(scheduler, nodes, self._clock())
 
     def moved(self, now: float) -> None:
         """Forget every distance, as this node is elsewhere now, and measure again."""

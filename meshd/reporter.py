@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,7 @@ from crossedge.latency.report import CONTENT_TYPE, Coordinates, Pair, Report
 from crossedge.meshd.resolve import resolve
 from crossedge.meshd.scheduler import Target
 from crossedge.wire.certificate import Certificate
-from crossedge.wire.identity import SigningKey
+from crossedge.wire.identity import SigningKey, is_name, node_id
 
 FIRST_AFTER: Final = 3.0  # seconds after the start
 JITTER: Final = 0.2  # the part of an interval that is random
@@ -31,6 +31,7 @@ REFUSED_MAX: Final = 300.0  # likewise, where the scheduler understands and refu
 RETRY_AFTER_MAX: Final = 600.0  # seconds that a scheduler may tell us to wait
 HEAD_MAX: Final = 4096
 BODY_MAX: Final = 4096
+MEDOIDS_MAX: Final = 16  # names in an answer that are looked at
 SEQUENCE_MAX: Final = 2**63  # a scheduler may not push our numbers beyond
 
 log = logging.getLogger("meshd.reports")
@@ -98,6 +99,8 @@ class Source(NamedTuple):
     unix: Callable[[], float]
     pairs: Callable[[], list[Pair]]
     place: Callable[[], Coordinates | None]
+    asked: Callable[[str, Sequence[bytes]], int]
+    """Takes a scheduler's URL and the nodes that it wants measured; returns how many of them are ignored."""
 
 
 class Reporter:
@@ -121,6 +124,8 @@ class Reporter:
         self._accepted: float | None = None
         self.sent_bytes = 0
         """Bytes of all reports."""
+        self.ignored = 0
+        """What the scheduler wanted measured and is no member, no name, or too much."""
 
     def status(self) -> dict[str, Any]:
         """Return where reports go and how that is."""
@@ -130,6 +135,7 @@ class Reporter:
             "accepted_s_ago": None if accepted is None else round(boottime() - accepted, 1),
             "problem": self._problem or None,
             "sent_bytes": self.sent_bytes,
+            "medoids_ignored": self.ignored,
         }
 
     @property
@@ -173,6 +179,7 @@ class Reporter:
                 return self._failed(str(error) or "no answer in time", BACKOFF_MAX)
             self.sent_bytes += len(encoded)
             if 200 <= answer.status < 300:
+                self._asked(answer.body)
                 return self._taken(seq)
             reason = str(answer.body.get("error", ""))[:100]
             detail = str(answer.body.get("detail", ""))[:200]
@@ -192,6 +199,19 @@ class Reporter:
         self._deltas.start_over()
         if isinstance(seq, int) and not isinstance(seq, bool) and 0 < seq < SEQUENCE_MAX:
             self._floor = max(self._floor, seq)
+
+    def _asked(self, body: dict[str, Any]) -> None:
+        """Hand on whom the scheduler wants measured; whatever else it may have put there is counted."""
+        if "medoids" not in body:
+            return
+        named = body["medoids"]
+        if not isinstance(named, list):
+            self.ignored += 1
+            return
+        network = self._source.certificate.network
+        names = [name for name in named[:MEDOIDS_MAX] if isinstance(name, str) and is_name(name)]
+        self.ignored += len(named) - len(names)
+        self.ignored += self._source.asked(self.url, [node_id(network, name) for name in names])
 
     def _taken(self, seq: int) -> float:
         self._deltas.acknowledged(seq)

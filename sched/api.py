@@ -167,7 +167,8 @@ def report_route(app: FastAPI, service: SchedulerService) -> None:
         counters.add("reports_total", "duplicate" if outcome.duplicate else "applied")
         if len(scheduler.nodes) > known:
             service.wake()
-        return Response(status_code=204)
+        medoids = scheduler.medoids_for(outcome)
+        return Response(status_code=204) if medoids is None else JSONResponse({"medoids": medoids})
 
     schema = {"schema": {"type": "string", "format": "binary"}}
     body = {"content": dict.fromkeys(REPORT_TYPES, schema), "required": True}
@@ -179,6 +180,11 @@ def report_route(app: FastAPI, service: SchedulerService) -> None:
         tags=["reports"],
         openapi_extra={"requestBody": body},
         responses={
+            200: {
+                "model": answers.ReportTaken,
+                "description": "Taken; the sender is asked to measure these, too, no longer those before",
+            },
+            204: {"description": "Taken"},
             409: {"model": answers.NeedsFullAnswer, "description": "Its base is not here, or it is old"},
             **fault(400, "Malformed or absurd"),
             **fault(403, "Not signed by a node of this network, expired or revoked"),

@@ -26,6 +26,12 @@ class Fault(Answer):
     """What is wrong, for people."""
 
 
+class ReportTaken(Answer):
+    """A report that was taken, and whom its sender is asked to measure beside the peers of its own choice."""
+
+    medoids: list[str]
+
+
 class NeedsFullAnswer(Answer):
     """A report whose base is not here: send a full one with a higher number."""
 

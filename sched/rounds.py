@@ -17,6 +17,7 @@ from crossedge.sched.groups import Grouping, grouped
 from crossedge.sched.identity import StableGroups
 from crossedge.sched.layout import laid_out
 from crossedge.sched.matrix import Floats, Ints, LatencyMatrix, State
+from crossedge.sched.medoids import assigned
 from crossedge.sched.placement import PlacementError
 from crossedge.sched.services import ServiceError, ServiceSpec, View, decided, kept
 from crossedge.sched.snapshot import Snapshot
@@ -50,6 +51,7 @@ class Task:
         policy: when services move that say nothing themselves.
         moves_max: replicas that may move over all services.
         seed: of everything random.
+        ask: whether to say anew whom nodes should measure.
     """
 
     round: int
@@ -64,6 +66,7 @@ class Task:
     policy: Policy
     moves_max: int
     seed: int
+    ask: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +84,7 @@ class Outcome:
         confidence: mean of the pairs with a number, None where there is none.
         decisions: service name to (version, decision).
         moves: replicas that move.
+        asked: by node, whom it should measure; None where that was not asked for.
         seconds: wall time of each part.
         processor: seconds of processor time.
     """
@@ -95,6 +99,7 @@ class Outcome:
     confidence: float | None
     decisions: dict[str, tuple[int, dict[str, Any]]]
     moves: int
+    asked: dict[str, tuple[str, ...]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     processor: float = 0.0
 
@@ -143,6 +148,7 @@ def run_round(task: Task) -> Outcome:
         mean_confidence(view),
         decisions,
         moves,
+        assigned(view, task.round) if task.ask else None,
         seconds,
         time.process_time() - used,
     )

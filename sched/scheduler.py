@@ -18,6 +18,7 @@ from crossedge.sched.config import SchedConfig
 from crossedge.sched.decision import Policy
 from crossedge.sched.history import NodeRow, RoundRow, ServiceRow
 from crossedge.sched.identity import StableGroups
+from crossedge.sched.medoids import KEPT as ASKED_FOR
 from crossedge.sched.metrics import Counters
 from crossedge.sched.placement import PlacementError, checked
 from crossedge.sched.rounds import Outcome, ServiceTask, Task
@@ -46,6 +47,8 @@ class Node:
     recent: bool = False
     """Whether it was here when the scheduler stopped."""
     unsaved: bool = False
+    told: int = 0
+    """Which of our wishes whom to measure it was told last."""
 
 
 @dataclass(slots=True)
@@ -138,6 +141,9 @@ class Scheduler:
         self._estimator, self._error, *validated = restored.estimator
         self._validated = (validated[0], validated[1])
         self._decided = -inf
+        self._asked: Mapping[str, tuple[str, ...]] = {}
+        self._asked_number = 0
+        self._asked_at, self._asked_size = -inf, 0
         recent = restored.round_time - config.nodes.gone_after
         for row in restored.nodes:
             here = row.last >= recent
@@ -175,6 +181,20 @@ class Scheduler:
         node.reports += 1
         self.changes += 1
         return outcome
+
+    def medoids_for(self, applied: Applied) -> tuple[str, ...] | None:
+        """Return the names of nodes that the sender of a report should measure beside those of its choice.
+
+        None where there is nothing to say: it was told, and this is no full report, with which it is told
+        again in case that the answer was lost.
+        """
+        node = self.nodes.get(applied.report.node_id)
+        if node is None or not self._asked_number:
+            return None
+        if node.told == self._asked_number and not applied.report.full:
+            return None
+        node.told = self._asked_number
+        return self._asked.get(node.name, ())
 
     def enforce(self, blocklist: Blocklist | None) -> list[str]:
         """Take a verified blocklist; return the names of nodes that were dropped by it."""
@@ -253,7 +273,14 @@ class Scheduler:
             self.policy,
             moves.per_round,
             rounds.seed,
+            self._ask_anew(len(members), now),
         )
+
+    def _ask_anew(self, size: int, now: float) -> bool:
+        if self.warming(now):
+            return False
+        changed = abs(size - self._asked_size) > CHANGED_SHARE * self._asked_size
+        return changed or now - self._asked_at >= ASKED_FOR
 
     def end(self, outcome: Outcome, now: float, unix: float) -> Kept:
         """Take a round's outcome; return what is to be kept."""
@@ -262,6 +289,10 @@ class Scheduler:
             self._validated = (view.round, len(view.names))
             self._estimator = outcome.estimator
         self._error = outcome.error
+        if outcome.asked is not None:
+            self._asked_at, self._asked_size = now, len(view.names)
+            if outcome.asked or self._asked:
+                self._asked, self._asked_number = outcome.asked, self._asked_number + 1
         self.round, self.view, self.outcome = view.round, view, outcome
         self._groups = outcome.groups
         self._positions = {

@@ -9,11 +9,14 @@ import pytest
 from crossedge.lab.chance import Chance
 from crossedge.latency.prober import (
     ALL_PAIRS,
+    ASKED_FOR,
+    ASKERS,
     CHOSEN,
     FIRST_MAX,
     IN_FLIGHT,
     INTERVAL_CHOSEN,
     INTERVAL_MIN,
+    MEDOIDS,
     NEAR,
     NEAR_AGAIN,
     RETRY,
@@ -116,6 +119,33 @@ def test_nearest_members_by_coordinates_are_measured_too() -> None:
     made.refresh(HERE, NEAR_AGAIN + 1)
     assert set(near[:NEAR]) <= made.targets
     assert len(made.targets) <= CHOSEN + NEAR
+
+
+def test_members_that_schedulers_name_are_measured_within_a_bound_and_for_a_time() -> None:
+    made, members = prober(1000), ids(1000)
+    own = made.targets
+    spare = [peer for peer in members if peer not in own]
+    stranger = (5000).to_bytes(16, "big")
+    assert made.ask("one", [stranger, *spare[:3], spare[0]], 1.0) == 5 - MEDOIDS
+    made.refresh(HERE, 1.0)
+    assert made.targets == own | set(spare[:MEDOIDS])
+    assert made.ask("one", [], 2.0) == 0  # other words take the place of those before
+    made.refresh(HERE, 2.0)
+    assert made.targets == own
+    for number in range(3 * ASKERS):
+        made.ask(f"scheduler {number}", spare[2 * number : 2 * number + 2], 3.0)
+        made.refresh(HERE, 3.0)
+        assert len(made.targets) == len(own) + MEDOIDS
+    named = made.targets - own
+    made.remove(next(iter(named)))
+    made.refresh(HERE, 4.0)
+    assert len(made.targets - own) == MEDOIDS  # another one's wish takes its place
+    made.refresh(HERE, 3.0 + ASKED_FOR)
+    assert not made.targets & named
+    small = prober(ALL_PAIRS)
+    small.ask("one", ids(2), 1.0)
+    small.refresh(HERE, 1.0)
+    assert small.targets == set(ids(ALL_PAIRS))
 
 
 def test_interval_grows_with_the_pairs_and_then_no_more() -> None:

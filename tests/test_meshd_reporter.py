@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -14,6 +14,7 @@ from crossedge.meshd import reporter as module
 from crossedge.meshd.reporter import Reporter, Source
 from crossedge.meshd.scheduler import Target
 from crossedge.wire.errors import WireError
+from crossedge.wire.identity import node_id
 from tests.test_latency_report import CA, NODE, NOW, certificate
 
 CERTIFICATE = certificate()
@@ -56,14 +57,21 @@ def http(status: int, body: object, *fields: str) -> bytes:
 
 
 class World:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str) -> None:
         self.scheduler = Scheduler()
         self.pairs = [Pair(bytes([n]) * 16, PairState.DIRECT, 0.02, 0.02, 0.001, 0.0, 64) for n in (1, 2)]
         self.last = 100
-        source = Source(CERTIFICATE, NODE, self._number, lambda: float(NOW), lambda: self.pairs, lambda: None)
-        url = f"http://127.0.0.1:{port}/base"
+        self.asked: list[tuple[str, list[bytes]]] = []
+        source = Source(
+            CERTIFICATE, NODE, self._number, lambda: float(NOW), lambda: self.pairs, lambda: None, self._ask
+        )
+        url = f"http://{host}:{port}/base"
         self.start = lambda: Reporter(url, source, b"instance", 15, frozenset({4, 6}))
         self.reporter = self.start()
+
+    def _ask(self, url: str, nodes: Sequence[bytes]) -> int:
+        self.asked.append((url, list(nodes)))
+        return sum(node not in {pair.peer for pair in self.pairs} for node in nodes)
 
     def _number(self) -> int:
         self.last += 1
@@ -74,10 +82,10 @@ class World:
         return self.scheduler.feed.nodes[CERTIFICATE.node_id].pairs
 
 
-def play(script: Callable[[World], Awaitable[None]]) -> None:
+def play(script: Callable[[World], Awaitable[None]], host: str = "127.0.0.1") -> None:
     async def run() -> None:
-        server = await asyncio.start_server(lambda r, w: world.scheduler.serve(r, w), "127.0.0.1", 0)
-        world = World(server.sockets[0].getsockname()[1])
+        server = await asyncio.start_server(lambda r, w: world.scheduler.serve(r, w), host, 0)
+        world = World(server.sockets[0].getsockname()[1], f"[{host}]" if ":" in host else host)
         async with server:
             await script(world)
 
@@ -97,6 +105,34 @@ def test_reports_are_taken_first_full_then_what_changed() -> None:
         status = world.reporter.status()
         assert status["problem"] is None
         assert status["accepted_s_ago"] is not None
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    ("medoids", "handed", "ignored"),
+    [
+        (["node-a", "node-b"], 2, 2),  # no members, so the prober takes none of them
+        (["node-a", 7, None, "no name!", "x" * 400, ["node-b"], "\ud800"], 1, 7),
+        ([f"node-{number}" for number in range(40)], 16, 40),
+        ({"node-a": 1}, 0, 1),
+        ("node-a", 0, 1),
+        ([], 0, 0),
+    ],
+)
+def test_whom_a_scheduler_wants_measured_is_handed_on_and_nonsense_is_counted(
+    medoids: object, handed: int, ignored: int
+) -> None:
+    async def script(world: World) -> None:
+        world.scheduler.answers = [http(200, {"medoids": medoids})]
+        assert await world.reporter._once() == 15.0
+        status = world.reporter.status()
+        assert (status["problem"], status["medoids_ignored"]) == (None, ignored)
+        assert sum(len(nodes) for _, nodes in world.asked) == handed
+        if handed:
+            network = CERTIFICATE.network
+            assert world.asked[0][0] == world.reporter.url
+            assert world.asked[0][1][0] == node_id(network, medoids[0])  # type: ignore[index]  # a list, then
 
     play(script)
 

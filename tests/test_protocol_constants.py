@@ -172,7 +172,12 @@ TABLE: dict[str, list[float]] = {
     ],
     "packets of sprays": [budget.SPRAY_BURST, budget.SPRAY_RATE],
     "Pings after the first receive": [*punch.HEARD],
-    "members of which all are measured; else drawn, nearest": [prober.ALL_PAIRS, prober.CHOSEN, prober.NEAR],
+    "members of which all are measured; else drawn, nearest, named by a scheduler": [
+        prober.ALL_PAIRS,
+        prober.CHOSEN,
+        prober.NEAR,
+        prober.MEDOIDS,
+    ],
     "measuring interval": [
         prober.INTERVAL_PER_PAIR,
         prober.INTERVAL_MIN,
