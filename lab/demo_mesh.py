@@ -115,8 +115,6 @@ class Mesh:
         }
         self.servers = [name for name, placed in network.nodes.items() if placed.node.role == "server"]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.environments: dict[str, Mapping[str, str]] = {}
-        """Further environment variables of the programs on a node, from their next start on."""
         self.stubborn: list[str] = []
         """Programs that had to be killed."""
         self._stack = stack
@@ -192,11 +190,7 @@ class Mesh:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    "PYTHONFAULTHANDLER": "1",  # SIGABRT makes it tell where it is
-                    **self.environments.get(node, {}),
-                },
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},  # SIGABRT makes it tell where it is
             )
         self.processes[name] = process
         return process

@@ -177,10 +177,10 @@ class Trial:
             )
             time.sleep(LOOK)
 
-    def watch(self, since: float) -> tuple[float, int]:
-        """Watch what the fault does; return seconds of dark and pings lost."""
+    def watch(self, since: float, window: float = WINDOW) -> tuple[float, int]:
+        """Watch what the fault does, `window` seconds at least; return seconds of dark and pings lost."""
         while (now := time.time()) < since + AT_MOST:
-            if now >= since + WINDOW and all(watch.quiet_since(now - QUIET) for watch in self.watches):
+            if now >= since + window and all(watch.quiet_since(now - QUIET) for watch in self.watches):
                 break
             time.sleep(LOOK)
         end = time.time()
@@ -205,7 +205,7 @@ def measure(
     row: Row,
     fault: Fault,
     heal: Callable[[Fleet, Pair, int], None] | None = None,
-    path: str = "direct",
+    window: float = WINDOW,
 ) -> None:
     """Do a fault to each pair, several times, the pairs beside each other; add what it cost to the row."""
     slug = re.sub(r"\W+", "-", row.fault)
@@ -215,9 +215,9 @@ def measure(
         chance = random.Random(f"{slug} {pair.number}")
         for run in range(ceil(RUNS / len(pairs))):
             trial = Trial(fleet, pair, f"{slug}-{run}")
-            trial.steady(path)
+            trial.steady("direct")
             time.sleep(chance.random() * PHASE)
-            found.append(trial.watch(fault(fleet, pair, run)))
+            found.append(trial.watch(fault(fleet, pair, run), window))
             trial.stop()
             if heal is not None:
                 heal(fleet, pair, run)
