@@ -511,9 +511,7 @@ class Mesh:
         """Call whoever waits, now that a rendezvous has us; one that forgot us forgot its channels too."""
         client = self.control.clients[server]
         for peer in self.members.values():
-            if anew:
-                peer.rendezvous_restarted(client.endpoint)
-            peer.rendezvous_reachable(now)
+            peer.rendezvous_reachable(client.endpoint, now, anew=anew)
 
     def restated(self, now: float) -> None:
         """Tell every peer with a session our new record."""

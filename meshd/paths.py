@@ -13,7 +13,7 @@ from typing import Final
 from crossedge.meshd.inner import Probe, ProbeReply
 from crossedge.meshd.path import Path, Role, State, choose
 from crossedge.meshd.pathmtu import BASE
-from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, UdpEndpoint
 from crossedge.wire.relay import HEADER as RELAY_HEADER
 
 MAX_DIRECT: Final = 20
@@ -60,9 +60,9 @@ class Paths:
             return path
         relay = isinstance(endpoint, RelayEndpoint)
         if isinstance(endpoint, RelayEndpoint):
-            for other in self.relays():
-                if isinstance(other.endpoint, RelayEndpoint) and other.endpoint.server == endpoint.server:
-                    self.remove(other.endpoint)
+            other = self.relay_at(endpoint.server)
+            if other is not None:
+                self.remove(other.endpoint)
         same = [path for path in self._table.values() if path.relay is relay]
         if len(same) >= (MAX_RELAYS if relay else MAX_DIRECT) and not self._make_room(same):
             return None
@@ -92,6 +92,13 @@ class Paths:
         """Return the paths through a rendezvous, the one to use first."""
         relays = [path for path in self._table.values() if path.relay]
         return sorted(relays, key=lambda path: (path.state is State.LOST, -(path.last_heard or 0.0)))
+
+    def relay_at(self, server: UdpEndpoint) -> Path | None:
+        """Return the path through this rendezvous; there is one at most."""
+        for path in self._table.values():
+            if isinstance(path.endpoint, RelayEndpoint) and path.endpoint.server == server:
+                return path
+        return None
 
     def relay_rtt(self) -> float:
         """Return the smoothed RTT through the best relay in seconds, 0 where none was measured."""

@@ -170,21 +170,17 @@ class MeshPeer:
         if self.session is None:
             self.open(now)
 
-    def rendezvous_reachable(self, now: float) -> None:
-        """Call through a rendezvous that has us registered now, where that was not possible before."""
-        if self.session is None:
-            return
-        if not self.up(now):
+    def rendezvous_reachable(self, server: UdpEndpoint, now: float, *, anew: bool) -> None:
+        """Call where a rendezvous that has us now leads nowhere; `anew`: it forgot us, and its channels."""
+        relay = self.paths.relay_at(server)
+        if relay is not None and anew:
+            self.paths.remove(relay.endpoint)
+            self._port.touch(self)
+            relay = None
+        if self.session is not None and not self.up(now):
             self.recall(now)
-        elif self.lively(now) and not self.paths.relays():
+        elif self.lively(now) and relay is None:
             self._port.call(self, 0, now)
-
-    def rendezvous_restarted(self, server: UdpEndpoint) -> None:
-        """Forget the channel at a rendezvous that forgot it too."""
-        for path in self.paths.relays():
-            if isinstance(path.endpoint, RelayEndpoint) and path.endpoint.server == server:
-                self.paths.remove(path.endpoint)
-                self._port.touch(self)
 
     def relay_bound(self, relay: RelayEndpoint, now: float) -> None:
         """Prove a channel again that leads to us again, and let the peer know what changed here."""
@@ -497,3 +493,4 @@ class MeshPeer:
         if up and now - heard >= SILENT and now - self._silent_tried >= SILENT_AGAIN:
             self._silent_tried = now
             session.initiate(now, urgent=True)
+            self._port.call(self, 0, now)  # what there was of relays may be gone

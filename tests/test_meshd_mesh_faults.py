@@ -80,6 +80,38 @@ def test_pair_on_a_relay_moves_to_another_one_when_it_dies() -> None:
     assert used not in alice.endpoints(bob)
 
 
+def test_pair_on_a_relay_survives_rendezvous_that_die_in_turn() -> None:
+    world, alice, bob = talking("symmetric-random", "symmetric-random", servers=2)
+    for turn in range(4):
+        world.start_pings(alice, bob, count=1000)
+        world.run(8.0 + 0.31 * turn)
+        (used,) = alice.endpoints(bob)
+        assert isinstance(used, RelayEndpoint)
+        server = next(server for server in world.servers if server.endpoint == used.server)
+        pings = world.start_pings(alice, bob, count=500)
+        server.kill()
+        world.run(7.0)
+        assert pings.dark <= DARK, turn
+        server.start()
+        assert world.wait(lambda: registered(alice, bob), 8.0)
+
+
+def test_pair_on_a_relay_is_back_after_all_rendezvous_were_away() -> None:
+    world, alice, bob = talking("symmetric-random", "symmetric-random", servers=2)
+    world.start_pings(alice, bob, count=3000)
+    world.run(8.0)
+    for server in world.servers:
+        server.kill()
+    world.run(4.0)
+    for server in world.servers:
+        server.start()
+    assert world.wait(lambda: registered(alice, bob), 10.0)
+    pings = world.start_pings(alice, bob, count=500)
+    world.run(7.0)
+    assert pings.dark <= DARK
+    assert relayed(alice.endpoints(bob))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rendezvous", [True, False], ids=["rendezvous", "no-rendezvous"])
 def test_restarted_daemon_has_its_pairs_back_in_three_seconds(seed: int, rendezvous: bool) -> None:
