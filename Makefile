@@ -46,6 +46,11 @@ nat-lab: $(STAMP) ## Punch every pair of NAT kinds, the kernel's too, with real 
 	@bash .ci/tools required $(DEMO_TOOLS)
 	@$(BIN)/pytest -s -m slow tests/test_nat_lab.py $(ARGS)
 
+.PHONY: dark-time
+dark-time: $(STAMP) ## Measure how long pairs are cut off after each fault (8 minutes), into build/bench/dark_time.json
+	@bash .ci/tools required $(DEMO_TOOLS) conntrack:conntrack
+	@$(BIN)/pytest -s -m slow tests/test_dark_time.py $(ARGS)
+
 .PHONY: nat-matrix
 nat-matrix: $(STAMP) ## Punch every pair of NAT kinds 200 times, renew the table in docs/nat-traversal.md
 	@$(BIN)/python benchmarks/nat_matrix.py --json build/nat-matrix.json --write docs/nat-traversal.md $(ARGS)

@@ -1,4 +1,4 @@
-"""How long a pair is dark after a fault: pings 10 ms apart both ways, their silences, and the table of them."""
+"""How long a pair is dark after a fault: pings 10 ms apart both ways, their silences, a table of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Watch:
     def quiet_since(self, since: float) -> bool:
         """Tell whether answers have come without a gap worth the name from then until now."""
         times = [since, *(at for at, _ in self.answers() if at >= since), time.time()]
-        return all(later - earlier < 0.2 for earlier, later in zip(times, times[1:], strict=False))
+        return all(later - earlier < 0.2 for earlier, later in pairwise(times))
 
     def stop(self) -> None:
         """End it."""
@@ -77,11 +78,11 @@ class Watch:
         self._running.close()
 
     def silence(self, since: float, until: float) -> tuple[float, int]:
-        """Return the longest silence between two times, in seconds beyond the interval, and the pings lost."""
+        """Return the longest silence between two times, in seconds beyond the interval, and pings lost."""
         answers = self.answers()
         heard = [at for at, _ in answers if since <= at <= until]
         times = [since, *heard, *([until] if not heard or until - heard[-1] > 0.5 else [])]
-        longest = max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+        longest = max((later - earlier for earlier, later in pairwise(times)), default=0.0)
         numbers = {number for _, number in answers}
         before = max((number for at, number in answers if at < since), default=0)
         lost = sum(number not in numbers for number in range(before + 1, max(numbers, default=0)))
@@ -120,7 +121,9 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything."""
-        shares = {name: round(self.share(part), 3) for name, part in (("p50", 0.5), ("p95", 0.95), ("worst", 1))}
+        shares = {
+            name: round(self.share(part), 3) for name, part in (("p50", 0.5), ("p95", 0.95), ("worst", 1))
+        }
         return {
             "fault": self.fault,
             "counted_from": self.counted_from,
@@ -139,7 +142,12 @@ HEAD = """\
 def write(rows: Sequence[Row], file: Path) -> str:
     """Write all rows as JSON; return them as a table."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = {"interval_s": INTERVAL, "bar_p95_s": BAR, "runs": RUNS, "faults": [row.as_json() for row in rows]}
+    found = {
+        "interval_s": INTERVAL,
+        "bar_p95_s": BAR,
+        "runs": RUNS,
+        "faults": [row.as_json() for row in rows],
+    }
     file.write_text(json.dumps(found, indent=1) + "\n")
     return "\n".join([HEAD, *(row.line() for row in rows)])
 
@@ -157,7 +165,7 @@ class Trial:
         ]
 
     def steady(self, path: str) -> None:
-        """Wait until both ends use that path, both rendezvous know both, and no ping is missed for a while."""
+        """Wait until both use that path, both rendezvous know both, and no ping is missed for a while."""
         began = time.time()
         since = began + STEADY_WITHIN
         fleet, (a, b) = self.fleet, (self.pair.a, self.pair.b)

@@ -1,7 +1,7 @@
 """Run `meshd` with a CLOCK_REALTIME that a file sets: jumping_meshd.py FILE WORD ...
 
-Nothing but the machine's own clock could be set otherwise. The file is a double: the seconds that are added to
-what this interpreter says of that clock from now on; every other clock stays as it is, the kernel's stamps too.
+Nothing but the machine's own clock could be set otherwise. The file is a double: the seconds that are added
+to what this interpreter says of that clock; every other clock stays as it is, the kernel's stamps too.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
       |  \\--- homeN (kernel) ---- aN              \\------ shopN (kernel) ---- bN
        \\---- spareN (kernel) ----'
 
-Pods ping each other every 10 ms, both ways (one by IPv4, one by IPv6), from a steady state on. Each fault is done
-20 times, to several pairs beside each other. Dark is the longest time without an answer after it, beyond
+The relayed pairs' routers give each destination another random port (kernel-fully-random), and have no spare.
+Pods ping each other every 10 ms, both ways (one by IPv4, one by IPv6), from a steady state on. Each fault is
+done 20 times, to several pairs beside each other. Dark is the longest time without an answer after it, beyond
 the interval, in the worse direction; the table and build/bench/dark_time.json say what it is counted from.
 """
 
@@ -23,27 +24,27 @@ from pathlib import Path
 
 import pytest
 
-from crossedge.lab.sites import join
 from crossedge.lab.demo_mesh import CONFIG
+from crossedge.lab.sites import join
 from crossedge.meshd.daemon import CLOCK_INTERVAL
 from tests import jumping_meshd
 from tests.daemon_fleet import Fleet, a_fleet, until
 from tests.dark_time import BAR, LOOK, RUNS, STEADY_WITHIN, Pair, Row, Trial, measure, server_state, write
 from tests.jumping_meshd import set_offset
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
+pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.tool("conntrack")]
 
 PAIRS = [Pair(number) for number in range(5)]
 RELAYED = PAIRS[:4]
 RESTARTED = PAIRS[:3]
-"""As many as it takes to have one ready whenever another is back; the fewer, the less they wait for each other."""
+"""As many as it takes to have one ready whenever another is back; the fewer, the less they get in the way."""
 POWER_OFF = 2.0
 """Seconds for which a router that is rebooted carries nothing."""
 HOUR = 3600
 CLOCK_SEEN = CLOCK_INTERVAL + 2.0
 """Seconds after which a daemon has looked at its clock again and has done what follows from it."""
 NICE = -10
-"""Priority of all that takes part: the daemon's unit gives it this one, and what measures it must not wait."""
+"""Priority of all that takes part: the daemon's unit gives it this one; what measures must not wait."""
 MEND = "nft delete table ip fault"
 ROWS: list[Row] = []
 
@@ -224,7 +225,9 @@ class TestDirect:
                 until("both are back", lambda: all(map(fleet.status, (pair.a, pair.b))), STEADY_WITHIN)
             return at
 
-        row = Row("meshd killed and restarted, both at once", f"the kill; {restart_seconds:g} s of it RestartSec")
+        row = Row(
+            "meshd killed and restarted, both at once", f"the kill; {restart_seconds:g} s of it RestartSec"
+        )
         measure(fleet, RESTARTED, row, kill)
         judge(row)
 
@@ -297,7 +300,7 @@ class TestRelayed:
 
 @pytest.fixture(scope="session")
 def one_start_at_a_time() -> threading.Lock:
-    """Starting is a second's work of a processor: done to pairs in turn, as hosts have processors of their own."""
+    """Starting is work for a processor, and every host has its own: so it is done to one pair at a time."""
     return threading.Lock()
 
 
@@ -341,7 +344,11 @@ def block_pair(fleet: Fleet, pair: Pair, *routers: str) -> None:
     """Let routers of a pair drop what comes from the other one."""
     for name in routers:
         other = {"home": "shop", "shop": "home"}[name]
-        block(fleet, f"{name}{pair.number}", f"ip saddr {fleet.network.routers[f'{other}{pair.number}'].outer} drop")
+        block(
+            fleet,
+            f"{name}{pair.number}",
+            f"ip saddr {fleet.network.routers[f'{other}{pair.number}'].outer} drop",
+        )
 
 
 def restart(fleet: Fleet, names: list[str], wait: float) -> None:

@@ -49,6 +49,12 @@ def test_wall_that_would_be_in_the_way_is_not_built(repository: Path, name: str)
     assert f"\n{name}=" not in (repository / "systemd/meshd.service").read_text()
 
 
+def test_a_daemon_that_cannot_start_is_tried_for_ever(repository: Path) -> None:
+    """A host whose daemon was given up after a few failures could not be reached to start it again."""
+    assert setting(repository, "Restart") == "always"
+    assert setting(repository, "StartLimitIntervalSec") == "0"
+
+
 @pytest.mark.namespaces
 @pytest.mark.tool("setpriv")
 def test_pods_are_served_and_kept_within_the_walls(repository: Path, tmp_path: Path) -> None:
