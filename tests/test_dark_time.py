@@ -170,6 +170,8 @@ class TestDirect:
 
         row = Row("default route moves to another interface", "the change")
         measure(fleet, PAIRS, row, move)
+        for pair in PAIRS:  # what was mapped there would lead peers to the way that is not used any more
+            fleet.run(f"spare{pair.number}", "conntrack -F")
         judge(row)
 
     def test_direct_path_is_blocked_one_way(self, fleet: Fleet) -> None:
@@ -208,6 +210,7 @@ class TestDirect:
                 at = time.time()
                 restart(fleet, [getattr(pair, side)], restart_seconds)
                 until("it is back", lambda: fleet.status(getattr(pair, side)), STEADY_WITHIN)
+                row.waits[pair.number, run] = waited(fleet, [getattr(pair, side)])
             return at
 
         which = {"a": "one side", "b": "the other side"}[side]
@@ -223,6 +226,7 @@ class TestDirect:
                 at = time.time()
                 restart(fleet, [pair.a, pair.b], restart_seconds)
                 until("both are back", lambda: all(map(fleet.status, (pair.a, pair.b))), STEADY_WITHIN)
+                row.waits[pair.number, run] = waited(fleet, [pair.a, pair.b])
             return at
 
         row = Row(
@@ -290,8 +294,7 @@ class TestRelayed:
             at = time.time()
             fleet.kill(server)
             for dark, lost in [trial.watch(at) for trial in hit]:
-                row.dark.append(dark)
-                row.lost.append(lost)
+                row.add(dark, lost)
             fleet.start(server)
             for trial in trials:
                 trial.stop()
@@ -358,6 +361,12 @@ def restart(fleet: Fleet, names: list[str], wait: float) -> None:
     time.sleep(wait)
     for name in names:
         fleet.start(name)
+
+
+def waited(fleet: Fleet, names: list[str]) -> float:
+    """Return for how many seconds since its start a daemon was ready and got no processor, the longest."""
+    files = [Path(f"/proc/{fleet.mesh.processes[name].pid}/schedstat") for name in names]
+    return max(int(file.read_text().split()[1]) / 1e9 for file in files)
 
 
 def clock_file(fleet: Fleet, name: str) -> Path:
