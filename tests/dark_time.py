@@ -137,7 +137,6 @@ class Row:
             name: round(self.share(part), 3) for name, part in (("p50", 0.5), ("p95", 0.95), ("worst", 1))
         }
         return {
-            "fault": self.fault,
             "counted_from": self.counted_from,
             **shares,
             "holds": self.holds,
@@ -155,11 +154,11 @@ HEAD = """\
 def write(rows: Sequence[Row], file: Path) -> str:
     """Write all rows as JSON; return them as a table."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"interval_s": INTERVAL, "bar_p95_s": BAR, "runs": RUNS}
     found = {
-        "interval_s": INTERVAL,
-        "bar_p95_s": BAR,
-        "runs": RUNS,
-        "faults": [row.as_json() for row in rows],
+        "figures": {**figures, **{row.fault: row.as_json() for row in rows}},
+        "ratios": {},
+        "peers": {},
     }
     file.write_text(json.dumps(found, indent=1) + "\n")
     return "\n".join([HEAD, *(row.line() for row in rows)])
