@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv4Address
 from math import ceil
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -78,8 +79,7 @@ class Shell(asyncio.DatagramProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)  # it is no subclass before 3.12
         self.port: int = transport.get_extra_info("sockname")[1]
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
