@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # at the end: our `sched` must not hide the standard library's
 
-from tests.natmatrix import LOSS, Row, meet, pairs, report  # noqa: E402 - after the path is set
+from tests.natmatrix import LOSS, Row, meet, pairs, report
 
 FIGURES = ("s, p50", "s, p95", "packets, p50", "packets, p95")
 SLACK = (0.15, 3.0, 4.0, 60.0)

@@ -22,11 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # at the end: our `sched` must not hide the standard library's
 
-from crossedge.wire.endpoint import UdpEndpoint  # noqa: E402 - after the path is set
-from tests.rendezvous_client import UNIX, Node, World  # noqa: E402
-from tests.rendezvous_fleet import CoreRun, Fleet, Run, SocketRun  # noqa: E402
-from tests.rendezvous_flood import Flooder, Keepalives, Registered  # noqa: E402
-from tests.rendezvous_process import RendezvousProcess, lost_in_kernel  # noqa: E402
+from crossedge.wire.endpoint import UdpEndpoint
+from tests.rendezvous_client import UNIX, Node, World
+from tests.rendezvous_fleet import CoreRun, Fleet, Run, SocketRun
+from tests.rendezvous_flood import Flooder, Keepalives, Registered
+from tests.rendezvous_process import RendezvousProcess, lost_in_kernel
 
 SERVER = UdpEndpoint("127.0.0.1", 3478)
 INSIDE = "CROSSEDGE_BENCH_NAMESPACE"

@@ -30,6 +30,7 @@ from crossedge.lab.demo_mesh import AUTHORITY, Member, Mesh, each, program
 from crossedge.lab.launch import ROOTS
 from crossedge.lab.network import Network
 from crossedge.lab.pings import PATIENCE, PingResult, PingRun, Running
+from crossedge.lab.sites import join
 from crossedge.lab.topology import parse_topology
 from crossedge.meshd.desired import METRIC_PEER, TABLE
 from crossedge.rendezvous.control import ask as ask_rendezvous
@@ -340,3 +341,12 @@ def overlay_addresses(member: Member) -> tuple[str, str]:
 def pod_prefixes(member: Member) -> dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """Return a node's pod prefixes by IP version."""
     return {prefix.version: prefix for prefix in bundle_of(member).certificate.prefixes}
+
+
+def plug_in(fleet: Fleet, node: str, router: str) -> None:
+    """Give a node a second interface, eth1, in a router's LAN."""
+    placed, site = fleet.network.routers[router], fleet.network.nodes[node].site
+    inside, outside = placed.site.port("guest"), site.port("eth1")
+    join(inside, outside)
+    placed.site.enslave(inside, placed.bridge)
+    site.address(outside, f"{placed.lan[100]}/{placed.lan.prefixlen}", connected=True)

@@ -195,14 +195,14 @@ class Trial:
                 f"{self.name}: not steady within {STEADY_WITHIN} s: {fleet.path(a, b)}, "
                 f"{fleet.peer(a, b)}, {fleet.peer(b, a)}"
             )
-            time.sleep(LOOK)
+            time.sleep(LOOK)  # between two looks at what ping has written
 
     def watch(self, since: float, window: float = WINDOW) -> tuple[float, int]:
         """Watch what the fault does, `window` seconds at least; return seconds of dark and pings lost."""
         while (now := time.time()) < since + AT_MOST:
             if now >= since + window and all(watch.quiet_since(now - QUIET) for watch in self.watches):
                 break
-            time.sleep(LOOK)
+            time.sleep(LOOK)  # likewise
         end = time.time()
         found = [watch.silence(since, end) for watch in self.watches]
         return max(dark for dark, _ in found), sum(lost for _, lost in found)
@@ -237,7 +237,7 @@ def measure(
             trial = Trial(fleet, pair, f"{slug}-{run}")
             try:
                 trial.steady("direct")
-                time.sleep(chance.random() * PHASE)
+                time.sleep(chance.random() * PHASE)  # a fault comes at any time
                 dark, lost = trial.watch(fault(fleet, pair, run), window)
             finally:
                 trial.stop()

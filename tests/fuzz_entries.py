@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import msgpack
 
@@ -182,11 +183,10 @@ class _Caught:
             self.datagrams.append(bytes(datagram))
             receive(datagram, source, now)
 
-        self.bob.receive = noted  # type: ignore[method-assign]  # to look at what arrives
-        self.world.settle()
-        self.world.ping(self.alice, self.bob, count=100)
-        assert self.world.direct(self.alice, self.bob)
-        self.bob.receive = receive  # type: ignore[method-assign]  # as it was
+        with patch.object(self.bob, "receive", noted):
+            self.world.settle()
+            self.world.ping(self.alice, self.bob, count=100)
+            assert self.world.direct(self.alice, self.bob)
         self.source = self.alice.host.endpoint(41820)
 
     def hand(self, datagram: bytes, source: UdpEndpoint) -> None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from crossedge.lab.demo import registered
-from crossedge.lab.flows import run_flows
-from crossedge.lab.sites import join
-from crossedge.lab.topology import Conditions
-from tests.daemon_fleet import Fleet, a_fleet, longest_gap
+from tests.daemon_fleet import Fleet, a_fleet, longest_gap, plug_in
+from tests.narrow_links import Narrow, check_narrow
 from tests.underlays import FARM, HOME, WEST, behind, two_regions
 from tests.waiting import until
 
 pytestmark = pytest.mark.namespaces
 
 INTERVAL = 0.02
+OUTER = 28
+"""Bytes of the IPv4 and UDP headers around a datagram."""
 DIRECT_WITHIN = 5.0
 """Seconds after a change of the network within which a pair is direct again."""
 DARK_AT_MOST = 2.0
@@ -40,15 +37,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 # Roaming
-
-
-def plug_in(fleet: Fleet, node: str, router: str) -> None:
-    """Give a node a second interface, eth1, in a router's LAN."""
-    placed, site = fleet.network.routers[router], fleet.network.nodes[node].site
-    inside, outside = placed.site.port("guest"), site.port("eth1")
-    join(inside, outside)
-    placed.site.enslave(inside, placed.bridge)
-    site.address(outside, f"{placed.lan[100]}/{placed.lan.prefixlen}", connected=True)
 
 
 def go_on_across(fleet: Fleet, *commands: str) -> float:
@@ -136,52 +124,4 @@ def test_a_daemon_that_starts_without_a_network_is_there_as_soon_as_one_comes(fl
 def test_what_pods_send_passes_a_narrow_access_link_and_pods_see_one_mtu(
     fleet: Fleet, mtu: int, told: bool
 ) -> None:
-    if (mtu, told) != (1280, False):  # how it began
-        fleet.network.set_wire("narrow", Conditions(mtu=mtu, mtu_icmp=told))
-        fleet.kill("hut")
-        fleet.start("hut")  # the barn's paths begin anew with the session
-    fleet.go_direct("barn", "hut")
-    pods = {name: fleet.member(name) for name in ("barn", "hut")}
-    for each in pods.values():
-        (link,) = json.loads(fleet.run(each.pod, "ip -j link show dev eth0").stdout)
-        assert link["mtu"] == 1380
-    wanted = [
-        (pods[source].pod, address)
-        for source, target in (("barn", "hut"), ("hut", "barn"))
-        for address in (pods[target].pod4, pods[target].pod6)
-    ]
-    assert run_flows(fleet.network, [each.pod for each in pods.values()], wanted, 1 << 20) == [""] * 4
-    for source, address in wanted:
-        target = next(each.pod for each in pods.values() if each.pod != source)
-        # 1,332: the most that leaves a pod in one piece by IPv6, 1,352 by IPv4; 8,000 is cut by the pod.
-        for size in (1332, 1352, 8000):
-            assert udp_arrives(fleet, source, target, address, size), (source, address, size)
-    assert fleet.path("barn", "hut") == "direct"
-
-    def found() -> bool:
-        return {fleet.peer(*ends)["datagram_bytes"] for ends in (("barn", "hut"), ("hut", "barn"))} == {
-            mtu - 28
-        }
-
-    if mtu > 1280:
-        until("both ends have found the size of the path", found, 10.0)
-    else:
-        assert fleet.peer("barn", "hut")["datagram_bytes"] <= mtu - 28
-
-
-def udp_arrives(fleet: Fleet, source: str, target: str, address: str, size: int) -> bool:
-    """Tell whether ten datagrams of that many bytes arrive whole."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with (
-        fleet.open(target, socket.socket, family, socket.SOCK_DGRAM) as receiver,
-        fleet.open(source, socket.socket, family, socket.SOCK_DGRAM) as sender,
-    ):
-        receiver.bind((address, 7001))
-        receiver.settimeout(3.0)
-        sent = [os.urandom(size) for _ in range(10)]
-        for data in sent:
-            sender.sendto(data, (address, 7001))
-        try:
-            return [receiver.recv(65_536) for _ in sent] == sent
-        except TimeoutError:
-            return False
+    check_narrow(fleet, Narrow("barn", "hut", OUTER), mtu, told)

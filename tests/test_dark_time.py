@@ -25,12 +25,12 @@ from pathlib import Path
 import pytest
 
 from crossedge.lab.demo_mesh import CONFIG
-from crossedge.lab.sites import join
 from crossedge.meshd.daemon import CLOCK_INTERVAL
 from tests import jumping_meshd
-from tests.daemon_fleet import Fleet, a_fleet, until
+from tests.daemon_fleet import Fleet, a_fleet, plug_in
 from tests.dark_time import BAR, LOOK, RUNS, STEADY_WITHIN, Pair, Row, Trial, measure, server_state, write
 from tests.jumping_meshd import set_offset
+from tests.waiting import until
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.tool("conntrack")]
 
@@ -314,15 +314,6 @@ def restart_seconds(repository: Path) -> float:
     found = re.search(r"^RestartSec=(\d+)(ms)?$", unit, re.MULTILINE)
     assert found
     return int(found[1]) / (1000 if found[2] else 1)
-
-
-def plug_in(fleet: Fleet, node: str, router: str) -> None:
-    """Give a node a second interface, eth1, in a router's LAN."""
-    placed, site = fleet.network.routers[router], fleet.network.nodes[node].site
-    inside, outside = placed.site.port("guest"), site.port("eth1")
-    join(inside, outside)
-    placed.site.enslave(inside, placed.bridge)
-    site.address(outside, f"{placed.lan[100]}/{placed.lan.prefixlen}", connected=True)
 
 
 def further_address(fleet: Fleet, pair: Pair, run: int) -> str:
