@@ -21,13 +21,33 @@ def payload(size: int) -> bytes:
     return (MARK * (size // len(MARK) + 1))[:size]
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    digest = hashlib.blake2s()
-    while data := await reader.read(65_536):
-        digest.update(data)
-    writer.write(digest.digest())
-    await writer.drain()
-    writer.close()
+class _Server:
+    """Reads each connection to its end and answers with the digest of what came."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._open[task] = writer
+        digest = hashlib.blake2s()
+        try:
+            while data := await reader.read(65_536):
+                digest.update(data)
+            writer.write(digest.digest())
+            await writer.drain()
+        except ConnectionError:
+            pass  # its client says what was wrong
+        finally:
+            del self._open[task]
+            writer.close()
+
+    async def end(self) -> None:
+        """Break off the connections that are still open."""
+        tasks = [task for task in self._open if task is not None]
+        for writer in self._open.values():
+            writer.transport.abort()
+        await asyncio.gather(*tasks)
 
 
 def _listen(family: socket.AddressFamily) -> socket.socket:
@@ -51,7 +71,7 @@ async def _flow(network: Network, pod: str, address: str, size: int) -> str:
         return str(error) or "time-out"
     finally:
         if writer is not None:
-            writer.close()
+            writer.transport.abort()
         else:
             client.close()
     return "" if answer == hashlib.blake2s(data).digest() else "what arrived is not what was sent"
@@ -60,13 +80,13 @@ async def _flow(network: Network, pod: str, address: str, size: int) -> str:
 async def _run(
     network: Network, pods: Sequence[str], wanted: Sequence[tuple[str, str]], size: int
 ) -> list[str]:
-    servers = []
+    servers, serving = [], _Server()
     with ExitStack() as stack:
         for pod in pods:
             for family in (socket.AF_INET, socket.AF_INET6):
                 listener = network.site(pod).namespace.call(_listen, family)
                 stack.callback(listener.close)
-                servers.append(await asyncio.start_server(_serve, sock=listener))
+                servers.append(await asyncio.start_server(serving.serve, sock=listener))
         turns = asyncio.Semaphore(TOGETHER)
 
         async def one(pod: str, address: str) -> str:
@@ -76,6 +96,7 @@ async def _run(
         results = await asyncio.gather(*(one(pod, address) for pod, address in wanted))
         for server in servers:
             server.close()
+        await serving.end()
     return results
 
 

@@ -18,7 +18,8 @@ from crossedge.meshd.inner import VERSION, Aeads, Gso, Hello
 from crossedge.meshd.keypair import AeadName, Keypair
 from crossedge.meshd.virtio import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4
 
-RETRY: Final = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds between hellos that are not heard; the last repeats
+RETRY: Final = (0.25, 0.25, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 5.0, 10.0)
+"""Seconds between hellos that are not heard; the last repeats. A packet too long for one datagram waits."""
 GSO_NUMBERS: Final = {Gso.TCPV4: GSO_TCPV4, Gso.TCPV6: GSO_TCPV6, Gso.UDP_L4: GSO_UDP_L4}
 
 

@@ -68,6 +68,7 @@ class Link:
         "received",
         "sent",
         "session",
+        "sources",
         "stock",
     )
 
@@ -81,6 +82,9 @@ class Link:
         self.session = session
         self.stock = stock
         self.endpoints: tuple[Endpoint, ...] = ()
+        self.sources: frozenset[Endpoint] = frozenset()
+        """Endpoints from which pieces of records are kept until they are whole: those we send to, and those
+        that the peer was heard from. Each end chooses its own way, so they need not be the same."""
         self.overhead = 0
         """Bytes of relay header in each datagram."""
         self.datagram_size = SAFE_DATAGRAM
@@ -114,6 +118,7 @@ class Link:
         if endpoints != self.endpoints:
             self.growth.restart()
         self.endpoints = endpoints
+        self.sources = frozenset(endpoints)
         self.datagram_size = max(SMALLEST_DATAGRAM, min(datagram_size, LARGEST_DATAGRAM)) - self.overhead
 
     def allow_superframes(self, keypair: Keypair, gso: frozenset[int], largest_chunk: int) -> None:

@@ -346,7 +346,7 @@ class Opener:
                 parts = [received[each[2] + HEADER_SIZE : each[3]] for each in group]
             else:
                 after = first + 1
-        if parts and source in link.endpoints and keypair.chunk_replay.check(counter):
+        if parts and source in link.sources and keypair.chunk_replay.check(counter):
             sealed = b"".join(parts)
             stop = BASE + len(sealed) - TAG_SIZE
             if len(sealed) == count * len(parts[0]) and stop <= len(self._view):
@@ -382,7 +382,7 @@ class Opener:
         now: float,
     ) -> tuple[int, int]:
         counter, index, start, end, count, _, _ = datagram
-        if source not in link.endpoints:
+        if source not in link.sources:
             self._dropped["chunk-source"] += 1
             return 0, 0
         record = (keypair.local_index, counter)

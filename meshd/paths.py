@@ -118,6 +118,10 @@ class Paths:
             and path.state is not State.LOST
         ]
 
+    def heard(self) -> Iterator[Endpoint]:
+        """Yield the endpoints that something authentic came from."""
+        return (path.endpoint for path in self._table.values() if path.last_heard is not None)
+
     # --- Probes -----------------------------------------------------------------------------------------
 
     def handle_timeout(self, now: float) -> None:

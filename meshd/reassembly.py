@@ -1,11 +1,11 @@
 """Putting records of several datagrams together again, from chunks that nobody has authenticated yet.
 
 A candidate is known by (receiver, counter, count, chunk size, source). Chunks come only from the endpoints
-that the session uses, which the caller checks. A forged chunk can therefore do no more than claim a place:
-where two chunks claim the same, the record gets a second candidate that keeps the later of each, while the
-first keeps the earlier; whichever opens is the record. There are never more than two candidates, the first
-and the latest. A failed open consumes no counter. What waits is bounded in bytes and time, per session and
-in all.
+that the session uses or heard the peer from, which the caller checks. A forged chunk can therefore do no more
+than claim a place: where two chunks claim the same, the record gets a second candidate that keeps the later
+of each, while the first keeps the earlier; whichever opens is the record. There are never more than two
+candidates, the first and the latest. A failed open consumes no counter. What waits is bounded in bytes and
+time, per session and in all.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ implementations erase more when initiations cross, and lose what is on its way t
 
 Between two meshds (`mesh`) initiations are retried sooner, and of two that cross the one of the lower static
 key wins: its sender does not answer the other one, for as long as its own can be expected to arrive. Where
-both were answered all the same, both sides settle on the keypair that the lower key started.
+both were answered all the same, both sides settle on the keypair that the lower key started. Where messages
+overtook each other as well, each side may end on the keypair that the other one left: then the higher key
+follows the lower one (`follow`).
 """
 
 from __future__ import annotations
@@ -153,6 +155,11 @@ class Session:
 
     # --- What the caller asks and tells ------------------------------------------------------------------
 
+    @property
+    def leads(self) -> bool:
+        """Whether ours is the lower of both static keys, which has its way where both sides began at once."""
+        return self._device.static.public < self.remote
+
     def usable(self, now: float) -> bool:
         """Tell whether `current` may be sent with."""
         return self.current is not None and self.current.can_send(now)
@@ -223,6 +230,29 @@ class Session:
         if size:
             self._timers.on_data_received(now)
 
+    def follow(self, index: int, now: float) -> bool:
+        """Take the peer's word that it sends with the keypair that is `index` here.
+
+        Returns whether that is `current` now. The higher key of two meshds goes back to `previous` for it,
+        the lower one to nothing: so two sides whose initiations crossed, and whose messages overtook each
+        other, come to the same keypair again.
+        """
+        current, previous = self.current, self.previous
+        if current is not None and current.local_index == index:
+            return True
+        if (
+            not self.mesh
+            or self.leads
+            or previous is None
+            or previous.local_index != index
+            or not previous.can_send(now)
+        ):
+            return False
+        was_up = self.usable(now)
+        self.previous = current
+        self._become_current(previous, was_up, now)
+        return True
+
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""
         for timer in self._timers.pop_due(now):
@@ -285,7 +315,7 @@ class Session:
         if (
             self.mesh
             and self._waiting is not None
-            and self._device.static.public < self.remote
+            and self.leads
             and now - self._attempt_started < MESH_TIE_TIME
         ):
             dropped["crossed-initiation"] += 1
@@ -383,11 +413,7 @@ class Session:
         was_up = self.usable(now)
         self._forget(self.previous)
         self.next = None
-        if (
-            self.current is not None
-            and self.current.created >= keypair.created
-            and self._device.static.public < self.remote
-        ):
+        if self.current is not None and self.current.created >= keypair.created and self.leads:
             self.previous = keypair
             return
         self.previous = self.current

@@ -49,7 +49,8 @@ class Talk:
 
     def begin(self, keypair: Keypair, now: float, *, state: bool) -> None:
         """Say hello under a new keypair; `state`: and who we are, because the session is new."""
-        self.hello = self._port.new_hello(keypair, now)
+        if self.hello is None or self.hello.keypair is not keypair:
+            self.hello = self._port.new_hello(keypair, now)
         if state:
             self._statements = [now]
 
@@ -207,13 +208,18 @@ class Talk:
         session = self._peer.session
         if session is None:
             return
-        exchange = self.hello
-        if exchange is None or exchange.keypair.local_index != hello.receiver:
-            current = session.current
-            if current is None or current.local_index != hello.receiver:
-                self._port.dropped["hello-of-another-keypair"] += 1
-                return
+        ours = session.follow(hello.receiver, now)
+        current, exchange = session.current, self.hello
+        if current is None:
+            self._port.dropped["hello-of-another-keypair"] += 1
+            return
+        if exchange is None or exchange.keypair is not current:
             exchange = self.hello = self._port.new_hello(current, now)
+        if not ours:
+            self._port.dropped["hello-of-another-keypair"] += 1
+            if session.leads:  # the peer follows once it hears with which keypair we send
+                exchange.due = now
+            return
         aead = exchange.receive(hello, now)
         if aead is None:
             return

@@ -52,6 +52,7 @@ class Way:
             relayed = any(isinstance(endpoint, RelayEndpoint) for endpoint in endpoints)
             reason = "relayed" if relayed else "direct"
         self.set(endpoints, size, reason)
+        peer.link.sources = frozenset(endpoints).union(peer.paths.heard())
         keepalive = self._port.keepalive(peer)
         for path in peer.paths.directs():  # a relay is asked as often as ever: it shows that we are in reach
             path.keepalive = keepalive

@@ -39,7 +39,11 @@ def check_narrow(fleet: Fleet, pair: Narrow, mtu: int, told: bool) -> None:
         for source, target in ((wide, narrow), (narrow, wide))
         for address in (pods[target].pod4, pods[target].pod6)
     ]
-    assert run_flows(fleet.network, [each.pod for each in pods.values()], wanted, 1 << 20) == [""] * 4
+    errors = run_flows(fleet.network, [each.pod for each in pods.values()], wanted, 1 << 20)
+    assert not any(errors), (
+        errors,
+        [(fleet.peer(*ends), fleet.status(ends[0])["dropped"]) for ends in ((wide, narrow), (narrow, wide))],
+    )
     for source, address in wanted:
         target = next(each.pod for each in pods.values() if each.pod != source)
         # 1,332: the most that leaves a pod in one piece by IPv6, 1,352 by IPv4; 8,000 is cut by the pod.

@@ -65,6 +65,8 @@ class Pair:
         self.alice = Node("alice", KEYS[0], KEYS[1], mesh, start)
         self.bob = Node("bob", KEYS[1], KEYS[0], mesh, start)
         self.lose: Lose = lambda _sender, _datagram: False
+        self.ways: Callable[[], tuple[float, ...]] = lambda: (self.delay,)
+        """How long a datagram takes on each way that it goes."""
         self._air: list[tuple[float, int, Node, bytes]] = []
         self._order = count()
 
@@ -147,8 +149,8 @@ class Pair:
 
     def _transmit(self, node: Node, datagram: bytes) -> None:
         node.sent.append((self.now, datagram))
-        if not self.lose(node, datagram):
-            heappush(self._air, (self.now + self.delay, next(self._order), self.other(node), datagram))
+        for delay in () if self.lose(node, datagram) else self.ways():
+            heappush(self._air, (self.now + delay, next(self._order), self.other(node), datagram))
 
 
 def data(number: int) -> bytes:

@@ -228,3 +228,19 @@ def test_what_was_lost_and_who_dropped_is_told_in_short() -> None:
         "c": Counter(),
     }
     assert grown(before, after) == ["barn: bad-tag 1", "wire a-b, a: loss 3"]
+
+
+@pytest.mark.namespaces
+def test_a_flow_that_stalls_ends_with_a_word_and_leaves_nothing_behind(
+    line: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flows, "FLOW_TIMEOUT", 0.5)
+    right = line.nodes["right"]
+    line.set_wire("east-west", Conditions(delay_ms=5, mtu=600, mtu_icmp=False))
+    try:
+        errors = flows.run_flows(line, ["right"], [("left", right.address4)] * 2, 300_000)
+    finally:
+        line.set_wire("east-west", Conditions(delay_ms=5))
+    assert errors == ["time-out"] * 2
+    assert flows.run_flows(line, ["right"], [("left", right.address4)], 300_000) == [""]
+    assert not caplog.records

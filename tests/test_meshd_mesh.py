@@ -169,6 +169,44 @@ def test_superframes_carry_the_data_of_every_session() -> None:
     assert bob.peer(alice).link.superframes
 
 
+@pytest.mark.parametrize("leads", [True, False])
+def test_sides_that_send_with_different_keypairs_come_to_one_and_to_superframes(leads: bool) -> None:
+    """Handshakes that crossed and overtook each other can end so; here one side is put back by hand."""
+    world, alice, bob = pair()
+    world.ping(alice, bob, count=20)
+    alice.mesh.want_session(alice.peer(bob).link, world.net.now)
+    sessions = [node.peer(other).session for node, other in ((alice, bob), (bob, alice))]
+    assert sessions[0] is not None
+    sessions[0].initiate(world.net.now)
+    alice.host.wake()
+    world.ping(alice, bob, count=20)
+    stray = next(session for session in sessions if session is not None and session.leads is leads)
+    node, other = (alice, bob) if stray is sessions[0] else (bob, alice)
+    assert stray.previous is not None
+    stray.current, stray.previous = stray.previous, stray.current
+    node.peer(other).talk.begin(stray.current, world.net.now, state=False)
+    for each in (alice, bob):
+        each.peer(bob if each is alice else alice).link.datagram_size = 600
+    series = [world.start_pings(*ends, count=100, size=1352) for ends in ((alice, bob), (bob, alice))]
+    world.run(3.0)
+    assert alice.peer(bob).link.superframes
+    assert bob.peer(alice).link.superframes
+    assert [pings.lost for pings in series] == [[], []]
+
+
+def test_what_comes_through_the_relay_in_pieces_is_taken_by_an_end_that_sends_direct() -> None:
+    world, alice, bob = pair()
+    world.ping(alice, bob, count=50)
+    assert world.direct(alice, bob)
+    relay = alice.peer(bob).paths.relays()[0].endpoint
+    alice.peer(bob).link.set_path((relay,), 600)
+    large = world.start_pings(alice, bob, count=1, size=1352)
+    assert alice.endpoints(bob) == (relay,)
+    world.run(1.0)
+    assert large.lost == []
+    assert not bob.dropped["chunk-source"]
+
+
 def test_rekeys_under_traffic_lose_nothing() -> None:
     world, alice, bob = pair()
     pings = world.ping(alice, bob, count=2600, interval=0.1)

@@ -203,6 +203,56 @@ def test_crossing_mesh_initiations_survive_loss(seed: int) -> None:
     assert (pair.bob.got, pair.alice.got) == ([data(1)], [data(2)])
 
 
+def crossing(seed: int) -> Pair:
+    """Let both begin again and again while every message takes two ways, one of them slow; then be calm."""
+    rng = random.Random(seed)
+    pair = Pair(mesh=True)
+    slow = rng.choice((0.02, 0.05, 0.3))
+    pair.ways = lambda: (rng.uniform(0.001, 0.01), rng.uniform(0.01, slow))
+    for _ in range(rng.randint(2, 5)):
+        pair.initiate(rng.choice((pair.alice, pair.bob)))
+        pair.run(rng.uniform(0.0, 0.1))
+    pair.run(2.0)
+    return pair
+
+
+def test_sides_whose_messages_overtook_each_other_come_to_one_keypair_when_the_higher_key_follows() -> None:
+    parted = 0
+    for seed in range(300):
+        pair = crossing(seed)
+        alice, bob = pair.alice.session, pair.bob.session
+        assert alice.current is not None
+        assert bob.current is not None
+        parted += alice.current.remote_index != bob.current.local_index
+        if alice.current.remote_index == bob.current.local_index:
+            assert alice.follow(bob.current.remote_index, pair.now)
+        else:
+            assert not alice.follow(bob.current.remote_index, pair.now)
+        assert bob.follow(alice.current.remote_index, pair.now)
+        pair.send(pair.alice, data(1))
+        pair.send(pair.bob, data(2))
+        pair.run(1.0)
+        assert (pair.bob.got, pair.alice.got) == ([data(1)], [data(2)])
+        assert alice.current.remote_index == bob.current.local_index
+    assert parted, "the test shows what it is for"
+
+
+def test_nobody_follows_to_a_keypair_that_is_unknown_or_too_old() -> None:
+    pair = Pair(mesh=True)
+    pair.connect()
+    pair.run(130.0)
+    pair.initiate(pair.bob)
+    pair.run(1.0)
+    bob = pair.bob.session
+    before, old = bob.current, bob.previous
+    assert before is not None
+    assert old is not None
+    assert not bob.follow(0x1234567, pair.now)
+    pair.now = old.created + 180.0
+    assert not bob.follow(old.local_index, pair.now)
+    assert bob.current is before
+
+
 def test_lower_key_whose_initiations_do_not_arrive_answers_within_2_s() -> None:
     """Its way to the peer may be dead while the peer knows another one to it: no stalemate."""
     pair = Pair(mesh=True, delay=0.03)

@@ -290,6 +290,15 @@ def test_chunks_from_elsewhere_are_not_put_together() -> None:
     assert bob.dropped == {"chunk-source": 3}
 
 
+def test_chunks_are_put_together_that_come_another_way_than_ours_from_where_the_peer_was_heard() -> None:
+    _, bob, datagrams, frame = long_packet()
+    other = UdpEndpoint("203.0.113.9", 9)
+    bob.link.sources |= {other}
+    bob.take(*datagrams, source=other)
+    assert bob.packets() == packets_of(frame)
+    assert not bob.dropped
+
+
 def test_each_of_two_paths_completes_a_record_by_itself() -> None:
     _, bob, datagrams, frame = long_packet()
     other = UdpEndpoint("203.0.113.9", 9)
