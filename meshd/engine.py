@@ -27,6 +27,7 @@ from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
+from crossedge.meshd.train import Parts
 from crossedge.meshd.tun import TunShell
 from crossedge.meshd.udp import UdpShell
 from crossedge.meshd.virtio import Offloads
@@ -203,8 +204,8 @@ class Engine:
     def _write(self, frame: memoryview) -> None:
         self._tun.write(frame)
 
-    def _transmit(self, endpoint: Endpoint, train: memoryview, segment: int) -> None:
-        self.udp.transmit(endpoint, train, segment)
+    def _transmit(self, endpoint: Endpoint, parts: Parts, segment: int) -> None:
+        self.udp.transmit(endpoint, parts, segment)
 
     def _control(self, datagram: bytes, source: Endpoint, _: float) -> None:
         self._stirred = True

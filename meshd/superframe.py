@@ -46,12 +46,15 @@ from crossedge.meshd.constants import TAG_SIZE
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
-from crossedge.meshd.train import Train
+from crossedge.meshd.train import Parts, Train
 
 MAGIC: Final = 0x03CE  # CE 03, read as a little-endian word
 HEADER: Final = Struct("<HBBIQ")
 HEADER_SIZE: Final = HEADER.size
 OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
+COUNTER_AT: Final = 8
+COUNTER_SIZE: Final = 8
+SIZES_KEPT: Final = 32  # of chunks, for which the parts of a train are kept
 FRAME: Final = Struct("<BBHI")
 FRAME_SIZE: Final = FRAME.size
 
@@ -74,13 +77,45 @@ def room(link: Link) -> int:
     return min(link.datagram_size, link.largest_chunk) - OVERHEAD
 
 
+class _Headers:
+    """The headers of one record's chunks, side by side.
+
+    From one record to the next only the counter changes, so only its bytes are written, each in all headers
+    at once.
+    """
+
+    __slots__ = ("_counter", "_data", "_made", "views")
+
+    def __init__(self) -> None:
+        self._data = bytearray(HEADER_SIZE * RECORD_DATAGRAMS)
+        self._made = (0, 0)
+        self._counter = bytes(COUNTER_SIZE)
+        with memoryview(self._data) as view:
+            self.views = [view[at : at + HEADER_SIZE] for at in range(0, len(view), HEADER_SIZE)]
+
+    def set(self, count: int, remote: int, counter: int) -> None:
+        """Write the first `count` headers."""
+        data, end, new = self._data, count * HEADER_SIZE, counter.to_bytes(COUNTER_SIZE, "little")
+        if self._made != (count, remote):
+            for index in range(count):
+                HEADER.pack_into(data, index * HEADER_SIZE, MAGIC, index, count, remote, counter)
+            self._made = count, remote
+        else:
+            for place, (old, now) in enumerate(zip(self._counter, new, strict=True), COUNTER_AT):
+                if old != now:
+                    data[place:end:HEADER_SIZE] = new[place - COUNTER_AT : place - COUNTER_AT + 1] * count
+        self._counter = new
+
+
 class SuperframeSealer:
     """Seals frames and super-packets into the train."""
 
-    __slots__ = ("_scratch", "_train", "_view")
+    __slots__ = ("_headers", "_parts", "_scratch", "_train", "_view")
 
     def __init__(self, train: Train) -> None:
         self._train = train
+        self._headers = _Headers()
+        self._parts: dict[int, Parts] = {}
         self._scratch = bytearray(65_536)
         self._view = memoryview(self._scratch)
 
@@ -195,22 +230,22 @@ class SuperframeSealer:
         size = -(-(end - start + TAG_SIZE) // count)
         padding = count * size - TAG_SIZE - (end - start)
         buffer[end : end + padding] = bytes(padding)
-        train = self._train
-        train.send()
-        segment = HEADER_SIZE + size
         counter = keypair.reserve_chunks(count)
-        sealed = self._view[: count * size]
         with memoryview(buffer) as view:
+            sealed = self._view[: count * size]
             aead.encrypt_into(nonce(counter, count), view[start : end + padding], None, sealed)
-        out, remote = train.view, keypair.remote_index
-        at = 0
-        for index in range(count):
-            HEADER.pack_into(out, at, MAGIC, index, count, remote, counter)
-            after = at + segment
-            out[at + HEADER_SIZE : after] = sealed[index * size : index * size + size]
-            at = after
-        train.load(link, segment, count, at)
-        train.send()
+        self._headers.set(count, keypair.remote_index, counter)
+        parts = self._parts.get(size) or self._cut(size)
+        self._train.send_parts(link, parts[: 2 * count], HEADER_SIZE + size, count)
+
+    def _cut(self, size: int) -> Parts:
+        """Return headers and chunks of `size` bytes by turns, as many as there may be."""
+        if len(self._parts) >= SIZES_KEPT:
+            self._parts.clear()
+        parts = self._parts[size] = []
+        for index in range(min(RECORD_DATAGRAMS, len(self._view) // size)):
+            parts += (self._headers.views[index], self._view[index * size : index * size + size])
+        return parts
 
     def _seal(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> None:
         """Seal a record of one datagram."""

@@ -16,8 +16,11 @@ from crossedge.wire.endpoint import Endpoint
 TRAIN_SEGMENTS: Final = 64
 TRAIN_BYTES: Final = 65_400
 
-Transmit = Callable[[Endpoint, memoryview, int], None]
-"""Send a buffer as datagrams of so many bytes (the last may be shorter); the memory is reused afterwards."""
+Parts = list[memoryview]
+"""The bytes of a train, one part behind the other."""
+
+Transmit = Callable[[Endpoint, Parts, int], None]
+"""Send parts as datagrams of so many bytes (the last may be shorter); the memory is reused afterwards."""
 
 
 class Train:
@@ -73,10 +76,17 @@ class Train:
         link = self._link
         if not self._count or link is None:
             return
-        train = self.view[: self._used]
+        parts = [self.view[: self._used]]
         for endpoint in link.endpoints:
-            self._transmit(endpoint, train, self._segment)
+            self._transmit(endpoint, parts, self._segment)
         link.sent.datagrams += self._count
         self._link = None
         self._used = self._count = 0
         self._closed = False
+
+    def send_parts(self, link: Link, parts: Parts, segment: int, count: int) -> None:
+        """Send a train that lies elsewhere, behind what is in the buffer."""
+        self.send()
+        for endpoint in link.endpoints:
+            self._transmit(endpoint, parts, segment)
+        link.sent.datagrams += count

@@ -19,6 +19,7 @@ from crossedge.host.clock import realtime_offset
 from crossedge.host.receive import SLOT, Receiver, address_of
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
 from crossedge.meshd.inbound import Arrival
+from crossedge.meshd.train import Parts
 from crossedge.wire.endpoint import (
     DirectEndpoint,
     Endpoint,
@@ -211,14 +212,17 @@ class UdpShell:
 
     # --- Sending ----------------------------------------------------------------------------------------
 
-    def transmit(self, endpoint: Endpoint, train: memoryview, segment: int) -> None:
-        """Send a train: datagrams of `segment` bytes, the last maybe shorter; the memory is free again."""
+    def transmit(self, endpoint: Endpoint, parts: Parts, segment: int) -> None:
+        """Send a train: datagrams of `segment` bytes, the last maybe shorter; the memory is free again.
+
+        Parts are one for all, or two for each datagram.
+        """
         entry = self._entry(endpoint)
         if entry is None:
             return
-        sent = 0 if entry.backlog else self._push(entry, train, segment, endpoint)
-        if sent < len(train):
-            self._wait(entry, train[sent:], segment, endpoint)
+        sent = 0 if entry.backlog else self._push(entry, parts, segment, endpoint)
+        if sent is not None:
+            self._wait(entry, b"".join(parts)[sent:], segment, endpoint)
 
     def send(self, datagram: bytes, endpoint: Endpoint, ttl: int | None = None) -> None:
         """Send one datagram of the control side, past what waits. `ttl` holds for this datagram only."""
@@ -231,7 +235,7 @@ class UdpShell:
         elif ttl is not None:
             ancillary.append((socket.IPPROTO_IP, socket.IP_TTL, _TTL.pack(ttl)))
         try:
-            self._put(entry, memoryview(datagram), len(datagram), endpoint, ancillary)
+            self._put(entry, [memoryview(datagram)], len(datagram), endpoint, ancillary)
         except OSError as error:
             self._refused(error, endpoint, len(datagram))
 
@@ -257,13 +261,13 @@ class UdpShell:
         self._loop.add_reader(entry.socket.fileno(), self._readable, entry)
         return entry
 
-    def _push(self, entry: _Socket, train: memoryview, segment: int, endpoint: Endpoint) -> int:
-        """Give the kernel as much of a train as it takes; returns how many bytes are dealt with."""
-        if len(train) > segment and entry.gso:
+    def _push(self, entry: _Socket, parts: Parts, segment: int, endpoint: Endpoint) -> int | None:
+        """Give the kernel as much of a train as it takes; returns how many bytes that was, None: all."""
+        if entry.gso and (len(parts) > 1 or len(parts[0]) > segment):
             try:
                 relayed = RELAY_HEADER if isinstance(endpoint, RelayEndpoint) else 0
                 cut = (SOL_UDP, UDP_SEGMENT, SEGMENT.pack(segment + relayed))
-                self._put(entry, train, segment, endpoint, [cut])
+                self._put(entry, parts, segment, endpoint, [cut])
             except BlockingIOError:
                 return 0
             except OSError as error:
@@ -271,33 +275,37 @@ class UdpShell:
                     entry.gso = False
                 elif error.errno != errno.EINVAL:
                     self._refused(error, endpoint, segment)
-                    return len(train)
+                    return None
                 self.dropped[f"gso-{_name(error)}"] += 1  # the train goes on, one by one
             else:
-                return len(train)
+                return None
+        train = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         for start in range(0, len(train), segment):
             datagram = train[start : start + segment]
             try:
-                self._put(entry, datagram, segment, endpoint, [])
+                self._put(entry, [datagram], segment, endpoint, [])
             except BlockingIOError:
                 return start
             except OSError as error:
                 self._refused(error, endpoint, len(datagram))
-        return len(train)
+        return None
 
     @staticmethod
     def _put(
-        entry: _Socket, train: memoryview, segment: int, endpoint: Endpoint, ancillary: list[Ancillary]
+        entry: _Socket, parts: Parts, segment: int, endpoint: Endpoint, ancillary: list[Ancillary]
     ) -> None:
         """Hand datagrams to the kernel, each behind a relay's header where they go to one; raises OSError."""
-        parts: list[bytes | memoryview] = [train]
         server = endpoint
         if isinstance(endpoint, RelayEndpoint):
-            header = pack_header(endpoint.channel)
-            parts = []
-            for start in range(0, len(train), segment):
-                parts += (header, train[start : start + segment])
-            server = endpoint.server
+            header = memoryview(pack_header(endpoint.channel))
+            behind: Parts = []
+            if len(parts) == 1:
+                for start in range(0, len(parts[0]), segment):
+                    behind += (header, parts[0][start : start + segment])
+            else:
+                for at in range(0, len(parts), 2):
+                    behind += (header, parts[at], parts[at + 1])
+            parts, server = behind, endpoint.server
         elif isinstance(endpoint, SocketEndpoint):
             server = endpoint.remote
         entry.socket.sendmsg(parts, ancillary, 0, server)
@@ -312,7 +320,7 @@ class UdpShell:
 
     # --- Waiting for room ------------------------------------------------------------------------------
 
-    def _wait(self, entry: _Socket, train: memoryview, segment: int, endpoint: Endpoint) -> None:
+    def _wait(self, entry: _Socket, train: bytes, segment: int, endpoint: Endpoint) -> None:
         """Keep a train until the socket is writable."""
         if self._loop is None or entry.waiting + len(train) > BACKLOG_BYTES:
             self.dropped["send-queue-full"] += -(-len(train) // segment)
@@ -320,18 +328,19 @@ class UdpShell:
         if not entry.backlog:
             self._loop.add_writer(entry.socket.fileno(), self._writable, entry)
             self._blocked(True)
-        entry.backlog.append((bytes(train), segment, endpoint))
+        entry.backlog.append((train, segment, endpoint))
         entry.waiting += len(train)
 
     def _writable(self, entry: _Socket) -> None:
         """Send what waited, oldest first, until the kernel has no room again."""
         while entry.backlog:
             train, segment, endpoint = entry.backlog[0]
-            sent = self._push(entry, memoryview(train), segment, endpoint)
-            entry.waiting -= sent
-            if sent < len(train):
+            sent = self._push(entry, [memoryview(train)], segment, endpoint)
+            if sent is not None:
+                entry.waiting -= sent
                 entry.backlog[0] = train[sent:], segment, endpoint
                 return
+            entry.waiting -= len(train)
             entry.backlog.popleft()
         if self._loop is not None:
             self._loop.remove_writer(entry.socket.fileno())

@@ -79,7 +79,7 @@ class Side:
             own=self.mine,
             indices=self.indices,
             link_of=lambda session: self.link if session is self.session else None,
-            transmit=lambda endpoint, train, segment: self.sent.append((endpoint, bytes(train), segment)),
+            transmit=lambda endpoint, parts, segment: self.sent.append((endpoint, b"".join(parts), segment)),
             write=lambda frame: self.written.append(bytes(frame)),
             control=lambda *said: self.control.append(said),
             inner=lambda link, *said: self.inner.append((link.name, *said)),

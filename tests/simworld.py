@@ -30,6 +30,7 @@ from crossedge.meshd.peer import MeshPeer
 from crossedge.meshd.sequence import Sequence
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeerSettings
+from crossedge.meshd.train import Parts
 from crossedge.meshd.wallclock import Wallclock
 from crossedge.rendezvous.service import Service
 from crossedge.rendezvous.settings import SourceLimits
@@ -331,9 +332,10 @@ class SimNode:
                 return
             self._take_frame(self._frames.popleft()[VIRTIO:])
 
-    def _transmit(self, endpoint: Endpoint, train: memoryview, segment: int) -> None:
+    def _transmit(self, endpoint: Endpoint, parts: Parts, segment: int) -> None:
+        train = b"".join(parts)
         for start in range(0, len(train), segment):
-            self._out.append(Transmit(endpoint, bytes(train[start : start + segment])))
+            self._out.append(Transmit(endpoint, train[start : start + segment]))
 
     # --- The TUN ----------------------------------------------------------------------------------------
 

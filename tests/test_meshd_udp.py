@@ -86,6 +86,10 @@ def train_of(count: int, segment: int, last: int | None = None) -> tuple[memoryv
     return memoryview(b"".join(parts)), parts
 
 
+def in_two(datagram: memoryview) -> tuple[memoryview, memoryview]:
+    return datagram[:16], datagram[16:]
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("without", [(), ("gso",), ("gro",), ("gso", "gro", "stamps")])
 async def test_trains_arrive_whatever_the_kernel_offers(
@@ -96,9 +100,11 @@ async def test_trains_arrive_whatever_the_kernel_offers(
     receiver.shell.start(asyncio.get_running_loop())
     train, parts = train_of(40, 1400, 77)
     before = boottime()
-    sender.shell.transmit(endpoint_of(second), train, 1400)
-    sender.shell.transmit(endpoint_of(second), memoryview(b"alone"), 5)
-    assert await receiver.until(41) == [*parts, b"alone"]
+    sender.shell.transmit(endpoint_of(second), [train], 1400)
+    sender.shell.transmit(endpoint_of(second), [memoryview(b"alone")], 5)
+    halves = [half for start in range(0, len(train), 1400) for half in in_two(train[start : start + 1400])]
+    sender.shell.transmit(endpoint_of(second), halves, 1400)
+    assert await receiver.until(81) == [*parts, b"alone", *parts]
     receiver.shell.stop()
     assert not sender.shell.dropped
     assert not receiver.shell.dropped
@@ -122,11 +128,13 @@ async def test_each_datagram_of_a_train_to_a_relay_has_its_header(
     receiver.shell.start(asyncio.get_running_loop())
     train, parts = train_of(10, 500, 3)
     relay = RelayEndpoint(endpoint_of(second), 0xABCDEF)
-    sender.shell.transmit(relay, train, 500)
+    sender.shell.transmit(relay, [train], 500)
+    halves = [half for start in range(0, len(train), 500) for half in in_two(train[start : start + 500])]
+    sender.shell.transmit(relay, halves, 500)
     sender.shell.send(b"control", relay)
     sender.shell.send(b"low", relay, ttl=3)
     header = bytes.fromhex("ce02000000abcdef")
-    assert await receiver.until(12) == [header + part for part in [*parts, b"control", b"low"]]
+    assert await receiver.until(22) == [header + part for part in [*parts, *parts, b"control", b"low"]]
     receiver.shell.stop()
 
 
@@ -135,7 +143,7 @@ async def test_what_is_waiting_is_gathered_before_it_is_handed_on(opened: Callab
     first, second = opened(), opened(disable=frozenset({"gro"}))
     sender, receiver = Box([first]), Box([second])
     train, parts = train_of(60, 1000)
-    sender.shell.transmit(endpoint_of(second), train, 1000)
+    sender.shell.transmit(endpoint_of(second), [train], 1000)
     receiver.shell.start(asyncio.get_running_loop())
     assert await receiver.until(60) == parts
     receiver.shell.stop()
@@ -144,7 +152,7 @@ async def test_what_is_waiting_is_gathered_before_it_is_handed_on(opened: Callab
 
 def test_an_address_family_without_a_socket_is_counted(opened: Callable[..., UdpSocket]) -> None:
     box = Box([opened()])
-    box.shell.transmit(UdpEndpoint("::1", 9), memoryview(b"x"), 1)
+    box.shell.transmit(UdpEndpoint("::1", 9), [memoryview(b"x")], 1)
     box.shell.send(b"x", RelayEndpoint(UdpEndpoint("::1", 9), 1))
     assert box.shell.dropped == {"send-no-socket": 2}
 
@@ -217,10 +225,10 @@ def test_gso_refused_for_good_is_remembered_and_nothing_lost(
 ) -> None:
     box, kernel = refusing(lambda gso, _: number if gso else 0)
     train, parts = train_of(5, 100, 7)
-    box.shell.transmit(PEER, train, 100)
+    box.shell.transmit(PEER, [train], 100)
     assert kernel.sent == [(part, 0) for part in parts]
     kernel.refuse = lambda gso, _: pytest.fail("asked again") if gso else 0
-    box.shell.transmit(PEER, train, 100)
+    box.shell.transmit(PEER, [train], 100)
     assert len(kernel.sent) == 10
     assert box.shell.offloads()["ipv4"]["gso"] is False
     assert box.shell.dropped == {f"gso-{errno.errorcode[number].lower()}": 1}
@@ -229,10 +237,10 @@ def test_gso_refused_for_good_is_remembered_and_nothing_lost(
 def test_gso_refused_for_one_train_is_tried_again(refusing: Callable[..., tuple[Box, Kernel]]) -> None:
     box, kernel = refusing(lambda gso, _: errno.EINVAL if gso else 0)
     train, parts = train_of(3, 100)
-    box.shell.transmit(PEER, train, 100)
+    box.shell.transmit(PEER, [train], 100)
     assert kernel.sent == [(part, 0) for part in parts]
     kernel.refuse = lambda *_: 0
-    box.shell.transmit(PEER, train, 100)
+    box.shell.transmit(PEER, [train], 100)
     assert kernel.sent[3:] == [(bytes(train), 100)]
 
 
@@ -243,7 +251,7 @@ def test_a_datagram_too_long_for_the_device_is_told(
     box, kernel = refusing(lambda train, size: errno.EMSGSIZE if train or size > 50 else 0)
     train, _ = train_of(3, 100, 10)
     box.shell._v4.gso = gso
-    box.shell.transmit(PEER, train, 100)
+    box.shell.transmit(PEER, [train], 100)
     assert set(box.too_big) == {(PEER, 100)}
     assert [len(data) for data, _ in kernel.sent] == ([] if gso else [10])
 
@@ -252,8 +260,8 @@ def test_a_datagram_too_long_for_the_device_is_told(
 def test_other_refusals_are_counted_by_name(number: int, refusing: Callable[..., tuple[Box, Kernel]]) -> None:
     box, _ = refusing(lambda *_: number)
     train, _ = train_of(3, 100)
-    box.shell.transmit(PEER, train, 100)
-    box.shell.transmit(PEER, train[:50], 50)
+    box.shell.transmit(PEER, [train], 100)
+    box.shell.transmit(PEER, [train[:50]], 50)
     box.shell.send(b"control", PEER, ttl=5)
     assert box.shell.dropped == {f"send-{errno.errorcode[number].lower()}": 3}
 
@@ -293,7 +301,7 @@ def test_what_the_kernel_has_no_room_for_waits_in_order(
     room.extend([0] if gso else [0] * 4)
     trains = [train_of(count, 100, 30) for count in (4, 3, 1, 2)]
     for train, _ in trains:
-        box.shell.transmit(PEER, train, 100)
+        box.shell.transmit(PEER, [train], 100)
     assert box.blocked == [True]
     assert len(loop.writers) == 1
     box.shell.send(b"urgent", PEER)
@@ -321,14 +329,14 @@ def test_what_waits_is_bounded(refusing: Callable[..., tuple[Box, Kernel]]) -> N
     box.shell.start(loop)
     train, _ = train_of(40, 1400)
     for _ in range(100):
-        box.shell.transmit(PEER, train, 1400)
+        box.shell.transmit(PEER, [train], 1400)
     kept = BACKLOG_BYTES // len(train)
     assert box.shell.dropped == {"send-queue-full": (100 - kept) * 40}
     kernel.refuse = lambda *_: 0
     loop.writable()
     assert len(kernel.sent) == kept
     kernel.refuse = lambda *_: errno.EAGAIN
-    box.shell.transmit(PEER, train, 1400)
+    box.shell.transmit(PEER, [train], 1400)
     box.shell.stop()
     assert not loop.writers
 
