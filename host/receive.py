@@ -2,6 +2,13 @@
 
 Every datagram, or train of datagrams, gets a slot of 64 KiB of its own. The structures that the kernel wants
 are made once; what a call changes in them is put back before the next.
+
+Trains of a known form can be taken apart on the way (`part`), without a copy: the first bytes of each
+datagram but the first, its head, go aside, so that all behind the heads is contiguous.
+
+    as it comes   head 0 | body 0 | head 1 | body 1 | head 2 | body 2
+    slot          head 0 | body 0   body 1   body 2
+    heads         head 1   head 2
 """
 
 from __future__ import annotations
@@ -68,32 +75,49 @@ def _fields(count: int) -> Struct:
     return Struct("=" + f"{_AT_NAME}xI{between}x{'Q' if _ALIGN == 8 else 'I'}{behind}xI{rest}x" * count)
 
 
+class _Messages:
+    """The structures of one call, with what it changes in them."""
+
+    def __init__(self, vectors: list[tuple[int, int]], names: int, control: int) -> None:
+        """Take where each message's vectors are and how many, and where names and controls begin."""
+        self.messages = (_Message * len(vectors))()
+        for number, (address, count) in enumerate(vectors):
+            self.messages[number].header = _Header(
+                names + number * _NAME, _NAME, address, count, control + number * _CONTROL, _CONTROL, 0
+            )
+        self.view = memoryview(self.messages).cast("B")
+        self.pristine = bytes(self.view)
+        self.pointer = ctypes.c_void_p(ctypes.addressof(self.messages))
+        self.used = 0
+
+    def renew(self) -> None:
+        """Put back what the last call changed."""
+        end = self.used * _SIZE
+        self.view[:end] = self.pristine[:end]
+
+
 class Receiver:
     """The slots, and what the last call put into them."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: int = 0) -> None:
+        """Take how many bytes of each datagram go aside where trains are taken apart."""
+        self.parted = 0
+        """How long the datagrams are, in bytes, by which the last call took trains apart; 0: it did not."""
+        self._head = head
+        self._part = 0
+        self._heads = bytearray()
+        self._parts: _Messages | None = None
         self.buffer = bytearray(SLOT * SLOTS)
         """Slot `number` begins at `number * SLOT`."""
         self._names = bytearray(_NAME * SLOTS)
         self._control = bytearray(_CONTROL * SLOTS)
         self._vectors = (_IoVector * SLOTS)()
-        self._messages = (_Message * SLOTS)()
         data, names, control = (_address(each) for each in (self.buffer, self._names, self._control))
-        vectors = ctypes.addressof(self._vectors)
         for number in range(SLOTS):
             self._vectors[number] = _IoVector(data + number * SLOT, SLOT)
-            self._messages[number].header = _Header(
-                names + number * _NAME,
-                _NAME,
-                vectors + number * ctypes.sizeof(_IoVector),
-                1,
-                control + number * _CONTROL,
-                _CONTROL,
-                0,
-            )
-        self._view = memoryview(self._messages).cast("B")
-        self._pristine = bytes(self._view)
-        self._pointer = ctypes.c_void_p(ctypes.addressof(self._messages))
+        at, size = ctypes.addressof(self._vectors), ctypes.sizeof(_IoVector)
+        self._addresses = names, control
+        self._whole = _Messages([(at + number * size, 1) for number in range(SLOTS)], names, control)
         self._structs = [_fields(count) for count in range(SLOTS + 1)]
         self._counts = [ctypes.c_uint(count) for count in range(SLOTS + 1)]
         self._flags = ctypes.c_int(int(socket.MSG_DONTWAIT))
@@ -107,20 +131,72 @@ class Receiver:
         and of its control messages, for `name` and `control`; nothing where nothing waits. The next call may
         overwrite everything. Raises `OSError`, such as an error of an earlier send that the socket kept.
         """
-        end = self._used * _SIZE
-        self._view[:end] = self._pristine[:end]
-        count = _libc.recvmmsg(descriptor, self._pointer, self._counts[self._limit], self._flags, None)
+        limit, messages = self._limit, self._whole
+        self.parted = 0
+        if limit == TRAINS and self._parts is not None:
+            messages, self.parted = self._parts, self._part
+        messages.renew()
+        count = _libc.recvmmsg(descriptor, messages.pointer, self._counts[limit], self._flags, None)
         if count < 0:
-            self._used = 0
+            messages.used = self._used = 0
             number = ctypes.get_errno()
             if number in (errno.EAGAIN, errno.EINTR):
                 return []
             raise OSError(number, os.strerror(number))
-        self._used = count
-        values = self._structs[count].unpack_from(self._view)
+        messages.used = self._used = count
+        values = self._structs[count].unpack_from(messages.view)
         lengths = values[2::3]
         self._limit = TRAINS if max(lengths) > LONG else SLOTS
         return list(zip(lengths, values[::3], values[1::3], strict=True))
+
+    def part(self, segment: int) -> None:
+        """From the next call on take trains of datagrams of `segment` bytes apart; 0: leave them whole.
+
+        Only what is longer than one such datagram is changed by it, and only in calls that may expect trains.
+        """
+        if segment == self._part:
+            return
+        self._part, self._parts = segment, None
+        if not segment:
+            return
+        bodies = -(-(SLOT - segment) // (segment - self._head))
+        self._heads = bytearray(TRAINS * bodies * self._head)
+        self._vectors_parted = (_IoVector * (TRAINS * (1 + 2 * bodies)))()
+        data, heads, at = _address(self.buffer), _address(self._heads), 0
+        size = ctypes.sizeof(_IoVector)
+        first = ctypes.addressof(self._vectors_parted)
+        vectors: list[tuple[int, int]] = []
+        flat: list[int] = []
+        for slot in range(TRAINS):
+            vectors.append((first + slot * (1 + 2 * bodies) * size, 1 + 2 * bodies))
+            at, end = slot * SLOT + segment, (slot + 1) * SLOT
+            flat += (data + slot * SLOT, segment)
+            for _ in range(bodies):
+                length = min(segment - self._head, end - at)
+                flat += (heads, self._head, data + at, length)
+                heads += self._head
+                at += length
+        Struct(f"@{'PN' * (len(flat) // 2)}").pack_into(self._vectors_parted, 0, *flat)
+        self._parts = _Messages(vectors, *self._addresses)
+
+    def heads(self, slot: int, count: int) -> memoryview:
+        """Return the heads of a train of `count` datagrams that was taken apart, from its second on."""
+        start = slot * (len(self._heads) // TRAINS)
+        return memoryview(self._heads)[start : start + (count - 1) * self._head]
+
+    def join(self, slot: int, length: int) -> None:
+        """Put a train that was taken apart together again, as it came; `length` is that of all of it."""
+        start, segment, head = slot * SLOT, self.parted, self._head
+        view, heads = memoryview(self.buffer), self.heads(slot, SLOT)
+        parts = [view[start : start + segment]]
+        at, aside, left = start + segment, 0, length - segment
+        while left > 0:
+            body = max(0, min(segment - head, left - head))
+            parts += (heads[aside : aside + min(head, left)], view[at : at + body])
+            aside += head
+            at += body
+            left -= segment
+        self.buffer[start : start + length] = b"".join(parts)
 
     @property
     def full(self) -> bool:

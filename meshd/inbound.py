@@ -15,8 +15,9 @@ from crossedge.meshd.delivery import Delivery
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
-from crossedge.meshd.opener import Datagram, Opener
+from crossedge.meshd.opener import Opener
 from crossedge.meshd.reassembly import Reassembly
+from crossedge.meshd.sidebyside import Datagram, one_record, put_back
 from crossedge.meshd.superframe import HEADER, INDICES, MAGIC, OVERHEAD
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
@@ -41,18 +42,22 @@ class Arrival(NamedTuple):
     """When the kernel received it, in seconds of CLOCK_BOOTTIME."""
     stride: int = 0
     """From the beginning of one datagram to that of the next, in bytes; 0: there is nothing between them."""
+    heads: memoryview | None = None
+    """The first `HEADER_SIZE` bytes of each datagram but the first, where these were put aside: all from the
+    first's on is contiguous then, and behind `end` there is room for them."""
 
 
 class _Batch:
     """The datagrams of one keypair from one source."""
 
-    __slots__ = ("chunks", "keypair", "link", "packets", "source")
+    __slots__ = ("chunks", "heads", "keypair", "link", "packets", "source")
 
     def __init__(self, link: Link, keypair: Keypair, source: Endpoint) -> None:
         self.link = link
         self.keypair = keypair
         self.source = source
         self.chunks: list[Datagram] = []
+        self.heads: dict[int, memoryview] = {}
         self.packets: list[tuple[int, int, int, float]] = []
 
 
@@ -129,7 +134,7 @@ class Inbound:
 
         False: it is something else, or something is wrong with it; nothing has been done.
         """
-        start, end, segment, source, _, _ = arrival
+        start, end, segment, source, _, _, _ = arrival
         if end - start != segment or segment < OVERHEAD:
             return False
         word, index, count, receiver, counter = HEADER.unpack_from(buffer, start)
@@ -161,8 +166,11 @@ class Inbound:
         unpack = HEADER.unpack_from
         batch: _Batch | None = None
         known: tuple[int, Endpoint | None] = (-1, None)
-        for start, end, segment, sender, stamp, apart in arrivals:
-            stride, at = apart or segment, start
+        for start, end, segment, sender, stamp, apart, heads in arrivals:
+            stride, at, aside = apart or segment, start, heads
+            if aside is not None and not one_record(buffer, start, aside):
+                end += put_back(buffer, start, end, segment, aside)
+                aside = None
             while at < end:
                 begin, stop = at, min(at + segment, end)
                 at += stride
@@ -183,11 +191,17 @@ class Inbound:
                         batches[receiver, source] = self._batch(receiver, source, now)
                     batch = batches[receiver, source]
                 if batch is None:
-                    self._dropped["unknown-receiver"] += 1
+                    self._dropped["unknown-receiver"] += 1 if aside is None else count
+                    if aside is not None:
+                        break
                 elif word != MAGIC:
                     batch.packets.append((counter, begin, stop, stamp))
                 elif not 0 < count <= RECORD_DATAGRAMS:
                     self._dropped["chunk-malformed"] += 1
+                elif aside is not None:
+                    batch.chunks.append((counter, 0, begin, end, count, segment, 0))
+                    batch.heads[begin] = aside
+                    break
                 elif (
                     count > 1
                     and not index
@@ -229,7 +243,7 @@ class Inbound:
             spoken += [(link, plaintext, source, arrived) for plaintext, arrived in said]
         if batch.chunks:
             batch.chunks.sort()
-            more, longer = self._opener.open(link, keypair, received, batch.chunks, source, now)
+            more, longer = self._opener.open(link, keypair, received, batch.chunks, source, now, batch.heads)
             opened += more
             size += longer
         return opened, size

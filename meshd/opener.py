@@ -12,29 +12,24 @@ what opened is joined by copying. A counter is checked before and committed afte
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from struct import Struct
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
 from crossedge.meshd.constants import TAG_SIZE
 from crossedge.meshd.delivery import Delivery
-from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import TCP, Layout, outline, transport_header
 from crossedge.meshd.reassembly import Reassembly
+from crossedge.meshd.sidebyside import Datagram, sealed_in, singly
 from crossedge.meshd.sink import LARGEST_PACKET
 from crossedge.meshd.superframe import (
     FRAME,
     FRAME_FLAGS,
     FRAME_SIZE,
-    HEADER,
     HEADER_SIZE,
     LAST_PIECE,
-    MAGIC,
     OVERHEAD,
     PARTIAL_CHECKSUM,
     nonce,
@@ -43,16 +38,7 @@ from crossedge.meshd.virtio import GSO_NONE, GSO_TYPES, SIZE
 from crossedge.wire.endpoint import Endpoint
 from crossedge.wire.errors import WireError
 
-SHAPES_KEPT: Final = 32  # of records side by side
 BASE: Final = SIZE - FRAME_SIZE  # where a frame begins, so that its packet has a virtio header's room
-
-
-Datagram = tuple[int, int, int, int, int, int, int]
-"""A superframe datagram in the receive buffer: counter, index, start, end, count, 0, 0. They sort by counter.
-
-Or what looks like all chunks of a record, in order: the last two numbers are then the length of each and the
-distance from one to the next.
-"""
 
 
 class _Opened(NamedTuple):
@@ -96,10 +82,12 @@ class Opener:
         datagrams: list[Datagram],
         source: Endpoint,
         now: float,
+        heads: dict[int, memoryview],
     ) -> tuple[int, int]:
         """Open the datagrams of one source, sorted, and deliver what is in them.
 
-        Returns how many datagrams were opened and how many bytes of plaintext they had.
+        `heads`: the headers that were put aside, by where the first of their record begins. Returns how many
+        datagrams were opened and how many bytes of plaintext they had.
         """
         aead = keypair.chunks_receive
         if aead is None:
@@ -111,7 +99,7 @@ class Opener:
                 after = _run_end(datagrams, first)
                 one = self._run(link, keypair, aead, received, datagrams[first:after])
             else:
-                after, one = self._record(link, keypair, aead, received, datagrams, first, source, now)
+                after, one = self._record(link, keypair, aead, received, datagrams, first, source, now, heads)
             first = after
             opened += one[0]
             size += one[1]
@@ -331,41 +319,48 @@ class Opener:
         first: int,
         source: Endpoint,
         now: float,
+        heads: dict[int, memoryview],
     ) -> tuple[int, tuple[int, int]]:
         """Open the record that begins at `first`; returns where the next begins, and what `open` returns.
 
         The usual case, all its chunks in one batch, needs no reassembly. What does not open like that goes
         chunk by chunk.
         """
-        counter, index, start, _, count, segment, stride = datagrams[first]
+        counter, index, _, _, count, segment, _ = datagrams[first]
         after = first + 1
-        parts: Sequence[bytes | memoryview] = ()
+        sealed: bytes | memoryview = b""
         if segment:
-            parts = _chunks(count, segment, stride).unpack_from(received, start)
+            sealed = sealed_in(received, datagrams[first])
         elif not index and len(datagrams) - first >= count:
             after = first + count
             group = datagrams[first:after]
-            if [each[:2] for each in group] == [(counter, place) for place in range(count)]:
-                parts = [received[each[2] + HEADER_SIZE : each[3]] for each in group]
+            parts = [received[each[2] + HEADER_SIZE : each[3]] for each in group]
+            if [each[:2] for each in group] == [(counter, place) for place in range(count)] and len(
+                set(map(len, parts))
+            ) == 1:
+                sealed = b"".join(parts)
             else:
                 after = first + 1
-        if parts and source in link.sources and keypair.chunk_replay.check(counter):
-            sealed = b"".join(parts)
-            stop = BASE + len(sealed) - TAG_SIZE
-            if len(sealed) == count * len(parts[0]) and stop <= len(self._view):
-                try:
-                    aead.decrypt_into(nonce(counter, count), sealed, None, self._view[BASE:stop])
-                except InvalidTag:
-                    pass
-                else:
-                    keypair.chunk_replay.commit(counter)
-                    keypair.tally.add(counter, count)
-                    self._reassembly.discard((keypair.local_index, counter))
-                    self._frames(link, stop)
-                    return after, (count, stop - BASE)
+        stop = BASE + len(sealed) - TAG_SIZE
+        if (
+            sealed
+            and source in link.sources
+            and keypair.chunk_replay.check(counter)
+            and stop <= len(self._view)
+        ):
+            try:
+                aead.decrypt_into(nonce(counter, count), sealed, None, self._view[BASE:stop])
+            except InvalidTag:
+                pass
+            else:
+                keypair.chunk_replay.commit(counter)
+                keypair.tally.add(counter, count)
+                self._reassembly.discard((keypair.local_index, counter))
+                self._frames(link, stop)
+                return after, (count, stop - BASE)
         opened = size = 0
         for datagram in (
-            _singles(received, keypair, datagrams[first], self._dropped)
+            singly(received, keypair, datagrams[first], heads, self._dropped)
             if segment
             else datagrams[first:after]
         ):
@@ -435,26 +430,6 @@ class Opener:
             frame = self._view[at - SIZE : at + length]
             at += length
             self._delivery.frame(link, frame, gso_type, gso_size, bool(flags & PARTIAL_CHECKSUM))
-
-
-@lru_cache(SHAPES_KEPT)
-def _chunks(count: int, segment: int, stride: int) -> Struct:
-    """Return what takes the chunks, without their headers, of a record side by side: in one step for all."""
-    between = f"{HEADER_SIZE + stride - segment}x{segment - HEADER_SIZE}s"
-    return Struct(f"{HEADER_SIZE}x{segment - HEADER_SIZE}s" + between * (count - 1))
-
-
-def _singles(
-    received: memoryview, keypair: Keypair, train: Datagram, dropped: Counter[str]
-) -> Iterator[Datagram]:
-    """Yield the chunks of what looked like a record side by side and was none."""
-    _, _, start, end, _, segment, stride = train
-    for at in range(start, end, stride):
-        word, index, count, receiver, counter = HEADER.unpack_from(received, at)
-        if word == MAGIC and receiver == keypair.local_index and 1 < count <= RECORD_DATAGRAMS:
-            yield counter, index, at, at + segment, count, 0, 0
-        else:
-            dropped["chunk-malformed"] += 1
 
 
 def _size(datagram: Datagram) -> int:

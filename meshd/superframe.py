@@ -54,6 +54,7 @@ HEADER_SIZE: Final = HEADER.size
 OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
 COUNTER_AT: Final = 8
 COUNTER_SIZE: Final = 8
+SMALLEST_FORM: Final = 1024  # bytes of datagrams of which trains are foreseen
 SIZES_KEPT: Final = 32  # of chunks, for which the parts of a train are kept
 FRAME: Final = Struct("<BBHI")
 FRAME_SIZE: Final = FRAME.size
@@ -75,6 +76,44 @@ def nonce(counter: int, count: int, position: int = 0) -> bytes:
 def room(link: Link) -> int:
     """Return how much plaintext, in bytes, a record of one datagram has room for."""
     return min(link.datagram_size, link.largest_chunk) - OVERHEAD
+
+
+class TrainForm:
+    """Foresees how the next trains are made, so that they can be taken apart while they are read.
+
+    Bulk comes as trains that are one record each, of datagrams of one size. After two such of one size more
+    are expected, after two trains of another kind none.
+    """
+
+    __slots__ = ("_last", "_misses", "segment")
+
+    def __init__(self) -> None:
+        self.segment = 0
+        """How long the datagrams of the next trains may be, in bytes; 0: no such train is expected."""
+        self._last = 0
+        self._misses = 0
+
+    def see(self, buffer: bytearray, start: int, size: int, segment: int) -> int:
+        """Learn from a train of which at least the first datagram lies at `start`.
+
+        Returns how many datagrams it has if it looks like one record, else 0.
+        """
+        count = buffer[start + 3]
+        if (
+            count * segment == size
+            and segment >= SMALLEST_FORM
+            and buffer[start] == 0xCE
+            and buffer[start + 1] == 0x03
+            and not buffer[start + 2]
+        ):
+            if segment == self._last:
+                self.segment, self._misses = segment, 0
+            self._last = segment
+            return count
+        self._misses += 1
+        if self._misses > 1:
+            self.segment = self._last = 0
+        return 0
 
 
 class _Headers:

@@ -19,6 +19,7 @@ from crossedge.host.clock import realtime_offset
 from crossedge.host.receive import SLOT, Receiver, address_of
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
 from crossedge.meshd.inbound import Arrival
+from crossedge.meshd.superframe import HEADER_SIZE, TrainForm
 from crossedge.meshd.train import Parts
 from crossedge.wire.endpoint import (
     DirectEndpoint,
@@ -90,7 +91,8 @@ class UdpShell:
         self._blocked = blocked
         self._open_further = further
         self._further: dict[int, _Socket] = {}
-        self._receiver = Receiver()
+        self._receiver = Receiver(HEADER_SIZE)
+        self._form = TrainForm()
         self._endpoints: dict[bytes, UdpEndpoint] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -154,7 +156,8 @@ class UdpShell:
 
         Nobody asks when a superframe arrived, so its stamp is not read.
         """
-        receiver = self._receiver
+        receiver, form = self._receiver, self._form
+        receiver.part(form.segment)
         try:
             found = receiver.read(entry.descriptor)
         except OSError as error:  # an error of an earlier send, kept by the socket
@@ -163,7 +166,7 @@ class UdpShell:
         buffer = receiver.buffer
         now = self._clock()
         shift: float | None = None
-        slot, total = 0, len(found)
+        slot, total, parted = 0, len(found), receiver.parted
         while slot < total:
             size, named, controlled = found[slot]
             first, at = slot, slot * SLOT
@@ -182,12 +185,21 @@ class UdpShell:
                     shift = self._offset() if shift is None else shift
                     if now - OLDEST_STAMP < unix - shift <= now:
                         stamp = unix - shift
+            heads: memoryview | None = None
+            if size > segment:
+                count = form.see(buffer, at, size, segment)
+                if parted and count and segment == parted:
+                    heads = receiver.heads(first, count)
+            if parted and size > parted and heads is None:
+                receiver.join(first, size)
             name = receiver.name(first, named)
             source: DirectEndpoint = self._endpoints.get(name) or self._endpoint(name)
             if entry.number:
                 source = SocketEndpoint(remote_of(source), entry.number)
             end = (slot - 1) * SLOT + size
-            arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
+            if heads is not None:
+                end -= len(heads)
+            arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0, heads))
         return receiver.full
 
     def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:

@@ -21,6 +21,7 @@ from crossedge.meshd.dataplane import DataPlane
 from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.keypair import AeadName, Keypair
 from crossedge.meshd.link import SAFE_DATAGRAM, Link
+from crossedge.meshd.superframe import HEADER_SIZE
 from crossedge.meshd.virtio import ALL_OFFLOADS, GSO_TYPES, HEADER, Offloads
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 
@@ -114,6 +115,27 @@ class Side:
             start = len(buffer)
             buffer += datagram
             arrivals.append(Arrival(start, len(buffer), max(1, len(datagram)), source, now))
+        self.plane.inbound(buffer, arrivals, now)
+
+    def take_parted(self, *datagrams: bytes, source: UdpEndpoint, now: float = NOW) -> None:
+        """Let one wake-up receive these as trains whose headers but the first were put aside.
+
+        Where a record seems to begin, a train does.
+        """
+        arrivals = []
+        buffer = bytearray()
+        at = 0
+        while at < len(datagrams):
+            size, after = len(datagrams[at]), at + 1
+            while after < len(datagrams) and len(datagrams[after]) == size and datagrams[after][2]:
+                after += 1
+            train, start = datagrams[at:after], len(buffer)
+            at = after
+            heads = b"".join(datagram[:HEADER_SIZE] for datagram in train[1:])
+            buffer += train[0] + b"".join(datagram[HEADER_SIZE:] for datagram in train[1:])
+            aside = memoryview(heads) if heads else None
+            arrivals.append(Arrival(start, len(buffer), max(1, size), source, now, 0, aside))
+            buffer += bytes(len(heads))
         self.plane.inbound(buffer, arrivals, now)
 
     def take_trains(self, *datagrams: bytes, source: UdpEndpoint, apart: int = 0, now: float = NOW) -> None:

@@ -1,6 +1,7 @@
 """Many datagrams by one call: lengths, sources, trains and stamps are those of recvmsg."""
 
 import errno
+import random
 import select
 import socket
 import time
@@ -84,6 +85,48 @@ def test_a_call_is_full_when_more_may_wait_and_smaller_while_trains_come() -> No
     assert len(read(receiver, here)) == TRAINS
     assert receiver.full
     assert len(read(receiver, here)) == 2
+    here.close()
+    there.close()
+
+
+@families
+@pytest.mark.parametrize("size", [1_472, 1_448, 1_024])
+@pytest.mark.parametrize("cut", [1_472, 1_000, 60])
+def test_trains_are_taken_apart_and_put_together_again(family: int, size: int, cut: int) -> None:
+    receiver = Receiver(16)
+    here, there = open_udp(family, 0), open_udp(family, 0)
+    rng = random.Random(size)
+
+    def send(length: int) -> bytes:
+        data = rng.randbytes(length)
+        ancillary = [(SOL_UDP, UDP_SEGMENT, SEGMENT.pack(cut))] if length > cut else []
+        there.socket.sendmsg([data], ancillary, 0, (LOOPBACK[family], here.port))
+        return data
+
+    longest = min(64 * cut, 65_400)
+    send(min(longest, 20 * cut))
+    read(receiver, here)
+    receiver.part(size)
+    for lengths in ([longest, longest - 7, 5, 15], [size, size + 1, size + 16, size + 17, 2 * size, 9_000]):
+        sent = [send(min(length, longest)) for length in lengths]
+        found = read(receiver, here)
+        assert [each[0] for each in found] == [len(data) for data in sent]
+        for slot, data in enumerate(sent):
+            start, length = slot * SLOT, len(data)
+            if receiver.parted and length > size:
+                assert receiver.parted == size
+                count = -(-length // size)
+                heads = [data[at : at + 16] for at in range(size, length, size)]
+                assert bytes(receiver.heads(slot, count))[: len(b"".join(heads))] == b"".join(heads)
+                bodies = b"".join(data[at + 16 : at + size] for at in range(0, length, size))
+                assert receiver.buffer[start : start + 16 + len(bodies)] == data[:16] + bodies
+                receiver.join(slot, length)
+            assert receiver.buffer[start : start + length] == data
+    receiver.part(0)
+    sent = [send(longest)]
+    read(receiver, here)
+    assert receiver.parted == 0
+    assert receiver.buffer[: len(sent[0])] == sent[0]
     here.close()
     there.close()
 

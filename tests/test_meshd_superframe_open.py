@@ -133,7 +133,7 @@ def test_every_subset_in_every_order_delivers_what_arrived_once(
     frames = frames_of(kinds)
     growth = data.draw(st.sampled_from([1, 1, 2, 4, 64]))
     records = records_of(frames, growth)
-    how = data.draw(st.sampled_from(["alone", "trains", "slots"]))
+    how = data.draw(st.sampled_from(["alone", "trains", "slots", "parted"]))
     rng = random.Random(data.draw(st.integers(0, 10**9)))
     genuine = [(number, datagram) for number, record in enumerate(records) for datagram in record.datagrams]
     arriving: list[tuple[int | None, bytes]] = []
@@ -164,6 +164,8 @@ def test_every_subset_in_every_order_delivers_what_arrived_once(
         received = [datagram for _, datagram in wake_up]
         if how == "alone":
             bob.take(*received, source=ALICE)
+        elif how == "parted":
+            bob.take_parted(*received, source=ALICE)
         else:
             bob.take_trains(*received, source=ALICE, apart=2048 if how == "slots" else 0)
         arrived.update(datagram for number, datagram in wake_up if number is not None)
