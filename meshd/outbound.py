@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from crossedge.meshd.ackfilter import LONGEST, replaces
 from crossedge.meshd.checksum import complete
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.icmp import too_big
@@ -277,7 +278,19 @@ class Outbound:
             self._too_long(link, stage, length, now)
             return
         FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM if partial else 0, GSO_NONE, 0, length - SIZE)
+        if length <= SIZE + LONGEST and stage.ends and self._replaced(stage, length):
+            self._dropped["outbound-ack-superseded"] += 1
+            return
         self._stage(link, stage, self.view[START:length])
+
+    def _replaced(self, stage: _Stage, length: int) -> bool:
+        """Put the frame in the place of the last one staged where it makes that redundant."""
+        start = stage.ends[-2] if len(stage.ends) > 1 else 0
+        last = stage.data[start:]
+        if len(last) != length - START or not replaces(self.view[SIZE:length], last[FRAME_SIZE:]):
+            return False
+        stage.data[start:] = self.view[START:length]
+        return True
 
     def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:
         """Do with a packet what can be done where transport data has no room for it.

@@ -1,0 +1,87 @@
+"""Acknowledgements that a later one makes redundant: which are, and that only those are left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossedge.meshd.ackfilter import LONGEST, replaces
+from tests.data_pair import ALICE, pair, plain, tcp, udp
+
+SACK = b"\1\1\5\x0a" + bytes(8)
+STAMPS = b"\1\1\x08\x0a12345678"
+
+
+def ack(number: int, *, six: bool = False, **fields: Any) -> bytes:
+    addresses = {"source": "fd00::1", "destination": "fd00::2"} if six else {}
+    packet = bytearray(tcp(b"", **addresses, **{"options": STAMPS, **fields}))
+    at = 40 if six else 20
+    packet[at + 8 : at + 12] = (number % (1 << 32)).to_bytes(4, "big")
+    return bytes(packet)
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("options", [STAMPS, b""])
+@pytest.mark.parametrize("number", [1, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_later_one_makes_the_one_before_redundant(six: bool, options: bytes, number: int) -> None:
+    old = ack(number, six=six, options=options)
+    assert len(old) <= LONGEST
+    for step in (1, 61_000, (1 << 31) - 1):
+        assert replaces(ack(number + step, six=six, options=options), old)
+        assert not replaces(old, ack(number + step, six=six, options=options))
+    assert not replaces(old, old), "a duplicate acknowledgement says something"
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"options": SACK},
+        {"flags": 0x18},
+        {"flags": 0x11},
+        {"flags": 0x50},
+        {"port": 40001},
+        {"sequence": 1001},
+    ],
+)
+def test_what_says_more_or_is_of_another_flow_stays(six: bool, other: dict[str, Any]) -> None:
+    one, another = ack(1000, six=six), ack(500, six=six, **other)
+    later = ack(2000, six=six, **other)
+    assert not replaces(one, another)
+    assert not replaces(later, one)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.booleans(), st.integers(0, 71), st.integers(1, 255))
+def test_no_header_byte_but_those_that_may_change_differs(six: bool, place: int, flip: int) -> None:
+    old, new = ack(1000, six=six), bytearray(ack(2000, six=six))
+    place %= len(new)
+    new[place] ^= flip
+    at = 40 if six else 20
+    may = {7} if six else {4, 5, 8, 10, 11}  # hop limit; identification, time to live, checksum
+    may |= {*range(at + 8, at + 12), *range(at + 14, at + 20), *range(at + 24, at + 32)}
+    if place not in may:
+        assert not replaces(bytes(new), old)
+
+
+def test_of_a_drain_s_acknowledgements_the_last_leaves_and_all_else_stays_in_order() -> None:
+    alice, bob = pair()
+    sent = [
+        ack(1000),
+        ack(2000),
+        ack(3000),
+        udp(b"between"),
+        ack(4000),
+        ack(4000),
+        ack(5000, options=SACK),
+        ack(6000),
+        ack(7000),
+    ]
+    alice.read(*map(plain, sent))
+    bob.take(*alice.datagrams(), source=ALICE)
+    kept = [sent[n] for n in (2, 3, 4, 5, 6, 8)]
+    assert [packet[20:] for packet in bob.packets()] == [packet[20:] for packet in kept]
+    assert alice.dropped == {"outbound-ack-superseded": 3}
