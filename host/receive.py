@@ -34,7 +34,10 @@ _NAME: Final = 28  # sockaddr_in6
 _CONTROL: Final = 64
 _STAMP_ALONE: Final = socket.CMSG_SPACE(STAMP.size)
 _CMSG = Struct("@Nii")  # struct cmsghdr
+_TRAIN_BOTH: Final = socket.CMSG_SPACE(STAMP.size) + socket.CMSG_SPACE(GRO_SIZE.size)
+_EXPECTED: Final = (socket.SOL_SOCKET, SCM_TIMESTAMPNS, SOL_UDP, UDP_GRO)
 _ALIGN: Final = ctypes.sizeof(ctypes.c_size_t)
+_BOTH = Struct(f"@{_ALIGN}xiiqq{_ALIGN}xiii")  # what comes with nearly every train: a stamp, then its segment
 _PORT = Struct("!H")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -219,8 +222,12 @@ class Receiver:
 
     def control(self, slot: int, length: int) -> tuple[int, float]:
         """Return the size of a train's datagrams and the kernel's stamp in Unix time, each 0 if not there."""
-        segment, stamp = 0, 0.0
         at = slot * _CONTROL
+        if length == _TRAIN_BOTH:
+            level, kind, seconds, nanoseconds, level2, kind2, segment = _BOTH.unpack_from(self._control, at)
+            if (level, kind, level2, kind2) == _EXPECTED:
+                return segment, seconds + nanoseconds * 1e-9
+        segment, stamp = 0, 0.0
         end = at + min(length, _CONTROL)
         while at + _CMSG.size <= end:
             size, level, kind = _CMSG.unpack_from(self._control, at)

@@ -1,9 +1,9 @@
 """Pure TCP acknowledgements that a later one makes redundant, while both still wait to be sealed.
 
 A receiver of bulk acknowledges every super-packet, and several such acknowledgements of one flow may be read
-from the TUN at a time. Each acknowledges all that the one before did (RFC 9293, 3.4), so the last will do: as
-the ack-filter of the CAKE queue discipline has it. What says more than its number stays: other flags, payload,
-SACK blocks or options other than timestamps, a number that does not grow (a duplicate acknowledgement).
+from the TUN at a time. Each acknowledges what the one before did (RFC 9293, 3.4), so the last will do; the
+ack-filter of the CAKE queue discipline rests on that. What says more than its number stays: other flags,
+payload, SACK blocks or options other than timestamps, a number that does not grow (a duplicate).
 """
 
 from __future__ import annotations

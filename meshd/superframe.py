@@ -52,8 +52,8 @@ MAGIC: Final = 0x03CE  # CE 03, read as a little-endian word
 HEADER: Final = Struct("<HBBIQ")
 HEADER_SIZE: Final = HEADER.size
 OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
-COUNTER_AT: Final = 8
-COUNTER_SIZE: Final = 8
+COUNTER_AT: Final = 8  # in the header, to its end
+BYTES: Final = bytes(range(256))
 SMALLEST_FORM: Final = 1024  # bytes of datagrams of which trains are foreseen
 SIZES_KEPT: Final = 32  # of chunks, for which the parts of a train are kept
 FRAME: Final = Struct("<BBHI")
@@ -128,22 +128,27 @@ class _Headers:
     def __init__(self) -> None:
         self._data = bytearray(HEADER_SIZE * RECORD_DATAGRAMS)
         self._made = (0, 0)
-        self._counter = bytes(COUNTER_SIZE)
+        self._counter = 0
         with memoryview(self._data) as view:
             self.views = [view[at : at + HEADER_SIZE] for at in range(0, len(view), HEADER_SIZE)]
 
     def set(self, count: int, remote: int, counter: int) -> None:
         """Write the first `count` headers."""
-        data, end, new = self._data, count * HEADER_SIZE, counter.to_bytes(COUNTER_SIZE, "little")
+        data, end = self._data, count * HEADER_SIZE
         if self._made != (count, remote):
             for index in range(count):
                 HEADER.pack_into(data, index * HEADER_SIZE, MAGIC, index, count, remote, counter)
             self._made = count, remote
         else:
-            for place, (old, now) in enumerate(zip(self._counter, new, strict=True), COUNTER_AT):
-                if old != now:
-                    data[place:end:HEADER_SIZE] = new[place - COUNTER_AT : place - COUNTER_AT + 1] * count
-        self._counter = new
+            changed = counter ^ self._counter
+            for place in range(COUNTER_AT, HEADER_SIZE):
+                if not changed:
+                    break
+                if changed & 0xFF:
+                    byte = counter >> 8 * (place - COUNTER_AT) & 0xFF
+                    data[place:end:HEADER_SIZE] = BYTES[byte : byte + 1] * count
+                changed >>= 8
+        self._counter = counter
 
 
 class SuperframeSealer:
