@@ -175,7 +175,7 @@ class UdpShell:
                 self.dropped["receive-length"] += 1
                 continue
             segment, stamp = size, now
-            superframe = buffer[at] == 0xCE and buffer[at + 1] == 0x03
+            superframe = is_bulk(buffer, at)
             if superframe and not receiver.is_train(controlled):
                 slot = self._alike(found, first)
             elif controlled:
@@ -209,10 +209,10 @@ class UdpShell:
             after += 1
         count, buffer = after - first, self._receiver.buffer
         start, end = first * SLOT, after * SLOT
-        same = (
-            buffer[start:end:SLOT].count(0xCE) == count
-            and buffer[start + 1 : end : SLOT].count(0x03) == count
-            and self._receiver.one_name(first, count)
+        places = (0, 1) if buffer[start + 1] == 0x03 else (0, 1, RELAY_HEADER, RELAY_HEADER + 1)
+        same = self._receiver.one_name(first, count) and all(
+            buffer[start + place : end : SLOT] == buffer[start + place : start + place + 1] * count
+            for place in places
         )
         return after if same else first + 1
 
@@ -361,6 +361,16 @@ class UdpShell:
     def _unblock(self) -> None:
         if not any(other.backlog for other in (*self._sockets, *self._further.values())):
             self._blocked(False)
+
+
+def is_bulk(buffer: bytearray, at: int) -> bool:
+    """Tell whether a superframe's datagram lies there, from a relay or not."""
+    if buffer[at] != 0xCE:
+        return False
+    kind = buffer[at + 1]
+    return kind == 0x03 or (
+        kind == 0x02 and buffer[at + RELAY_HEADER] == 0xCE and buffer[at + RELAY_HEADER + 1] == 0x03
+    )
 
 
 def _name(error: OSError) -> str:

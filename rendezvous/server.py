@@ -20,6 +20,7 @@ from typing import Any
 from crossedge.rendezvous.config import RendezvousConfig, rooted
 from crossedge.rendezvous.control import ControlSocket
 from crossedge.rendezvous.files import write_atomic
+from crossedge.rendezvous.gathering import TRAIN_BYTES, Gathering
 from crossedge.rendezvous.service import Service
 from crossedge.rendezvous.sockets import (
     ANCILLARY_SIZE,
@@ -44,7 +45,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Receives per wake-up of one socket."""
-BUFFER = 1 << 16
+DATAGRAM = 1 << 16
+BUFFER = TRAIN_BYTES + DATAGRAM
 CHECKPOINT_INTERVAL = 5.0
 """Seconds between looks whether a lease came, moved or ended since the checkpoint was written."""
 BLOCKLIST_INTERVAL = 10.0
@@ -89,6 +91,7 @@ class Server:
         self._learned: dict[tuple[int, str], int] = {}
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
+        self._gathering = Gathering(self._view)
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._stop = asyncio.Event()
@@ -233,13 +236,12 @@ class Server:
 
     def _readable(self, index: int) -> None:
         sock = self._sockets[index].socket
-        receive = sock.recvmsg_into
-        service = self.service
-        buffers = [self._buffer]
+        receive, view, gathering = sock.recvmsg_into, self._view, self._gathering
         now = self._clock()
         for _ in range(BATCH):
+            start = gathering.used
             try:
-                size, ancillary, _, address = receive(buffers, ANCILLARY_SIZE)
+                size, ancillary, _, address = receive([view[start : start + DATAGRAM]], ANCILLARY_SIZE)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:  # What an earlier send met, told late.
@@ -248,10 +250,26 @@ class Server:
             source = UdpEndpoint(address[0], address[1])
             local = self._local(index, ancillary) if ancillary else index
             segment = segment_size(ancillary) if ancillary else 0
-            train = self._view[:size]
-            for run in service.receive_train(train, segment, source, local, now):
-                self._send(train[run.start : run.end], segment, run.destination, run.local)
+            if not segment and gathering.add(size, source, local):
+                continue
+            self._forward_gathered(now)
+            if start:
+                view[:size] = view[start : start + size]
+            if segment or not gathering.add(size, source, local):
+                self._take(size, segment, source, local, now)
+        self._forward_gathered(now)
         self._flush()
+
+    def _forward_gathered(self, now: float) -> None:
+        gathered = self._gathering.take()
+        if gathered is not None:
+            self._take(gathered.size, gathered.segment, gathered.source, gathered.local, now)
+
+    def _take(self, size: int, segment: int, source: UdpEndpoint, local: int, now: float) -> None:
+        """Take the train, or the one datagram, that begins the buffer."""
+        train = self._view[:size]
+        for run in self.service.receive_train(train, segment, source, local, now):
+            self._send(train[run.start : run.end], segment, run.destination, run.local)
 
     def _flush(self) -> None:
         poll = self.service.poll_transmit

@@ -13,13 +13,25 @@ from typing import Any
 import pytest
 
 from crossedge.host.clock import boottime
+from crossedge.host.receive import SLOT
 from crossedge.host.udp import SOL_UDP, UDP_SEGMENT, UdpSocket, open_udp
 from crossedge.meshd.inbound import Arrival
+from crossedge.meshd.superframe import HEADER, HEADER_SIZE, MAGIC
 from crossedge.meshd.udp import BACKLOG_BYTES, UdpShell
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
+from crossedge.wire.relay import pack_header
 
 IP_RECVTTL = 12  # the socket module has no name for it
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+def datagrams_of(data: bytes, arrival: Arrival) -> list[bytes]:
+    size = arrival.segment
+    if arrival.heads is None:
+        return [data[at : at + size] for at in range(0, len(data), arrival.stride or size)]
+    bodies = [data[at : at + size - HEADER_SIZE] for at in range(size, len(data), size - HEADER_SIZE)]
+    heads = [arrival.heads[at : at + HEADER_SIZE] for at in range(0, len(arrival.heads), HEADER_SIZE)]
+    return [data[:size], *(bytes(head) + body for head, body in zip(heads, bodies, strict=True))]
 
 
 class Box:
@@ -41,14 +53,13 @@ class Box:
 
     def receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         self.gatherings.append(len(arrivals))
-        self.arrived += [(bytes(buffer[arrival.start : arrival.end]), arrival) for arrival in arrivals]
+        for arrival in arrivals:
+            heads = None if arrival.heads is None else memoryview(bytes(arrival.heads))
+            data = bytes(buffer[arrival.start : arrival.end])
+            self.arrived.append((data, arrival._replace(heads=heads)))
 
     def datagrams(self) -> list[bytes]:
-        return [
-            data[at : at + arrival.segment]
-            for data, arrival in self.arrived
-            for at in range(0, len(data), arrival.segment)
-        ]
+        return [datagram for data, arrival in self.arrived for datagram in datagrams_of(data, arrival)]
 
     async def until(self, count: int) -> list[bytes]:
         async with asyncio.timeout(10):
@@ -136,6 +147,58 @@ async def test_each_datagram_of_a_train_to_a_relay_has_its_header(
     header = bytes.fromhex("ce02000000abcdef")
     assert await receiver.until(22) == [header + part for part in [*parts, *parts, b"control", b"low"]]
     receiver.shell.stop()
+
+
+def record(count: int, segment: int, counter: int, behind: bytes = b"") -> list[bytes]:
+    """What looks like the chunks of one record, each behind something else where that is told."""
+    return [
+        behind + HEADER.pack(MAGIC, index, count, 7, counter) + bytes([counter, index] * (segment // 2 - 8))
+        for index in range(count)
+    ]
+
+
+@pytest.mark.asyncio
+async def test_trains_of_one_record_each_are_taken_apart_once_they_are_foreseen(
+    family: int, opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = (opened(family) for _ in range(2))
+    sender, receiver = Box([first]), Box([second])
+    receiver.shell.start(asyncio.get_running_loop())
+    shapes = (
+        [(40, 1400)] * 6 + [(40, 1388)] * 4 + [(40, 1400), (12, 1400), (30, 1100), (30, 1100), (30, 1100)]
+    )
+    sent: list[bytes] = []
+    apart = []
+    for counter, (count, segment) in enumerate(shapes):
+        chunks = record(count, segment, counter)
+        sent += chunks
+        sender.shell.transmit(endpoint_of(second), [memoryview(b"".join(chunks))], segment)
+        lone = record(1, 300, counter)
+        sent += lone
+        sender.shell.transmit(endpoint_of(second), [memoryview(lone[0])], 300)
+        before = len(receiver.arrived)
+        assert (await receiver.until(len(sent)))[-1] == lone[0]
+        apart.append(any(arrival.heads is not None for _, arrival in receiver.arrived[before:]))
+    assert receiver.datagrams() == sent
+    assert apart[:6] == [False, False, True, True, True, True]
+    assert apart[6:10] == [False, False, True, True]
+    receiver.shell.stop()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("behind", [b"", pack_header(5)], ids=["direct", "relayed"])
+async def test_chunks_that_come_one_by_one_are_handed_on_together(
+    behind: bytes, opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = opened(), opened(disable=frozenset({"gro"}))
+    sender, receiver = Box([first]), Box([second])
+    chunks = record(40, 1400, 1, behind)
+    for chunk in chunks:
+        sender.shell.transmit(endpoint_of(second), [memoryview(chunk)], len(chunk))
+    receiver.shell.start(asyncio.get_running_loop())
+    assert await receiver.until(40) == chunks
+    receiver.shell.stop()
+    assert [arrival.stride for _, arrival in receiver.arrived] == [SLOT]
 
 
 @pytest.mark.asyncio

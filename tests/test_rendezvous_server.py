@@ -231,16 +231,18 @@ def test_relayed_train_arrives_whole(start: Start, connect: Connect, offloads: l
     segments.append(segments[0][:100])
     bob.socket.setsockopt(SOL_UDP, UDP_GRO, 1)
     alice.socket.sendmsg([b"".join(segments)], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 1200))], 0, where)
+    for segment in segments:
+        alice.socket.sendto(segment, where)
     got: list[bytes] = []
-    while len(got) < len(segments):
+    while len(got) < 2 * len(segments):
         data, ancillary, _, source = bob.socket.recvmsg(65536, 64)
         assert source == where
         size = struct.unpack("=i", ancillary[0][2])[0] if ancillary else len(data)
         got += [data[at : at + size] for at in range(0, len(data), size)]
-    assert got == segments
+    assert got == segments * 2
     relay = server.status()["relay"]
     assert isinstance(relay, dict)
-    assert relay["datagrams"] == len(segments)
+    assert relay["datagrams"] == 2 * len(segments)
 
 
 @pytest.mark.namespaces
