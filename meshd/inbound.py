@@ -17,8 +17,8 @@ from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.opener import Opener
 from crossedge.meshd.reassembly import Reassembly
-from crossedge.meshd.sidebyside import Datagram, one_record, put_back
-from crossedge.meshd.superframe import HEADER, INDICES, MAGIC, OVERHEAD
+from crossedge.meshd.sidebyside import Datagram, chunks_from, one_record, put_back
+from crossedge.meshd.superframe import HEADER, MAGIC, OVERHEAD
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, remote_of
@@ -202,15 +202,12 @@ class Inbound:
                     batch.chunks.append((counter, 0, begin, end, count, segment, 0))
                     batch.heads[begin] = aside
                     break
-                elif (
-                    count > 1
-                    and not index
-                    and (past := begin + count * stride - stride + stop - begin) <= end
-                    and buffer[begin + 2 : past : stride] == INDICES[:count]
-                    and unpack(buffer, past - stop + begin) == (word, count - 1, count, receiver, counter)
-                ):  # all chunks of a record side by side, as far as one sees before it is opened
-                    batch.chunks.append((counter, 0, begin, past, count, stop - begin, stride))
-                    at += (count - 1) * stride
+                elif index + 1 < count and (
+                    many := chunks_from(buffer, begin, stop, end - stop, stride, index, count)
+                ):  # as far as one sees before they are opened
+                    past = stop + (many - 1) * stride
+                    batch.chunks.append((counter, index, begin, past, count, stop - begin, stride))
+                    at += (many - 1) * stride
                 else:
                     batch.chunks.append((counter, index, begin, stop, count, 0, 0))
         return [batch for batch in batches.values() if batch is not None]

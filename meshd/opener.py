@@ -21,8 +21,9 @@ from crossedge.meshd.delivery import Delivery
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import TCP, Layout, outline, transport_header
+from crossedge.meshd.pieceruns import Opened, length_of, opened_end, run_end
 from crossedge.meshd.reassembly import Reassembly
-from crossedge.meshd.sidebyside import Datagram, sealed_in, singly
+from crossedge.meshd.sidebyside import Datagram, chunks_in, number_of, sealed_in, singly
 from crossedge.meshd.sink import LARGEST_PACKET
 from crossedge.meshd.superframe import (
     FRAME,
@@ -39,14 +40,6 @@ from crossedge.wire.endpoint import Endpoint
 from crossedge.wire.errors import WireError
 
 BASE: Final = SIZE - FRAME_SIZE  # where a frame begins, so that its packet has a virtio header's room
-
-
-class _Opened(NamedTuple):
-    """A record of one datagram."""
-
-    counter: int
-    position: int
-    plaintext: bytes
 
 
 class _Shape(NamedTuple):
@@ -96,7 +89,7 @@ class Opener:
         opened = size = first = 0
         while first < len(datagrams):
             if datagrams[first][4] == 1:
-                after = _run_end(datagrams, first)
+                after = run_end(datagrams, first)
                 one = self._run(link, keypair, aead, received, datagrams[first:after])
             else:
                 after, one = self._record(link, keypair, aead, received, datagrams, first, source, now, heads)
@@ -157,7 +150,7 @@ class Opener:
             replay.commit(counter)
             keypair.tally.add(counter, 1)
             self._dropped[error.reason] += count
-            return 1, _size(run[0])
+            return 1, length_of(run[0])
         if count == 1:
             replay.commit(counter)
         else:
@@ -167,7 +160,7 @@ class Opener:
             self._frames(link, end)
         else:
             self._deliver(link, shape, end, run[0][1], count, last)
-        return count, (count - 1) * _size(run[0]) + _size(run[-1])
+        return count, (count - 1) * length_of(run[0]) + length_of(run[-1])
 
     def _open_run(
         self, aead: Aead, received: memoryview, run: list[Datagram]
@@ -261,7 +254,7 @@ class Opener:
     ) -> tuple[int, int]:
         """Open each datagram by itself, join those that opened, and deliver."""
         replay = keypair.chunk_replay
-        opened: list[_Opened] = []
+        opened: list[Opened] = []
         size = 0
         for counter, index, start, end, _, _, _ in run:
             if not replay.check(counter):
@@ -276,16 +269,16 @@ class Opener:
                 continue
             replay.commit(counter)
             keypair.tally.add(counter, 1)
-            opened.append(_Opened(counter, index, plaintext))
+            opened.append(Opened(counter, index, plaintext))
             size += len(plaintext)
         first = 0
         while first < len(opened):
-            after = _opened_end(opened, first)
+            after = opened_end(opened, first)
             self._join(link, opened[first:after])
             first = after
         return len(opened), size
 
-    def _join(self, link: Link, run: list[_Opened]) -> None:
+    def _join(self, link: Link, run: list[Opened]) -> None:
         """Put opened pieces together in the buffer and deliver them."""
         first = run[0]
         stop = BASE + len(first.plaintext)
@@ -330,6 +323,8 @@ class Opener:
         after = first + 1
         sealed: bytes | memoryview = b""
         if segment:
+            if number_of(datagrams[first]) < count:
+                return after, self._part(link, keypair, aead, received, datagrams[first], source, now)
             sealed = sealed_in(received, datagrams[first])
         elif not index and len(datagrams) - first >= count:
             after = first + count
@@ -369,6 +364,25 @@ class Opener:
             size += one[1]
         return after, (opened, size)
 
+    def _part(
+        self,
+        link: Link,
+        keypair: Keypair,
+        aead: Aead,
+        received: memoryview,
+        datagram: Datagram,
+        source: Endpoint,
+        now: float,
+    ) -> tuple[int, int]:
+        """Take consecutive chunks that lie side by side, but are not a whole record."""
+        counter, index, _, _, count, _, _ = datagram
+        record = (keypair.local_index, counter)
+        if not self._wanted(link, keypair, record, source, number_of(datagram)):
+            return 0, 0
+        parts = chunks_in(received, datagram)
+        complete = self._reassembly.add_run(record, index, count, parts, source, now)
+        return self._complete(link, keypair, aead, record, count, complete)
+
     def _chunk(
         self,
         link: Link,
@@ -379,17 +393,40 @@ class Opener:
         source: Endpoint,
         now: float,
     ) -> tuple[int, int]:
+        """Take one chunk."""
         counter, index, start, end, count, _, _ = datagram
-        if source not in link.sources:
-            self._dropped["chunk-source"] += 1
-            return 0, 0
         record = (keypair.local_index, counter)
-        if not keypair.chunk_replay.check(counter):
-            self._dropped["replay"] += 1
-            self._reassembly.discard(record)
+        if not self._wanted(link, keypair, record, source, 1):
             return 0, 0
         part = bytes(received[start + HEADER_SIZE : end])
-        for sealed in self._reassembly.add(record, index, count, part, source, now):
+        complete = self._reassembly.add(record, index, count, part, source, now)
+        return self._complete(link, keypair, aead, record, count, complete)
+
+    def _wanted(
+        self, link: Link, keypair: Keypair, record: tuple[int, int], source: Endpoint, number: int
+    ) -> bool:
+        """Tell whether so many chunks of a record are to be kept."""
+        if source not in link.sources:
+            self._dropped["chunk-source"] += number
+            return False
+        if not keypair.chunk_replay.check(record[1]):
+            self._dropped["replay"] += number
+            self._reassembly.discard(record)
+            return False
+        return True
+
+    def _complete(
+        self,
+        link: Link,
+        keypair: Keypair,
+        aead: Aead,
+        record: tuple[int, int],
+        count: int,
+        complete: list[bytes],
+    ) -> tuple[int, int]:
+        """Open what may be a whole record, and deliver what is in it."""
+        counter = record[1]
+        for sealed in complete:
             try:
                 plaintext = aead.decrypt(nonce(counter, count), sealed, None)
             except InvalidTag:
@@ -430,62 +467,3 @@ class Opener:
             frame = self._view[at - SIZE : at + length]
             at += length
             self._delivery.frame(link, frame, gso_type, gso_size, bool(flags & PARTIAL_CHECKSUM))
-
-
-def _size(datagram: Datagram) -> int:
-    """Return the plaintext's length."""
-    return datagram[3] - datagram[2] - OVERHEAD
-
-
-def _run_end(datagrams: list[Datagram], first: int) -> int:
-    """Return the end of what is opened together: consecutive pieces of one super-packet, or one datagram.
-
-    Where a counter comes twice, only opening tells which is genuine, and a forged one must not part its
-    neighbours: then it is the end of all consecutive counters.
-    """
-    counter, index, start, end, _, _, _ = datagrams[first]
-    size = end - start
-    same = True
-    total = len(datagrams)
-    for after in range(first + 1, total):
-        next_counter, next_index, start, end, count, _, _ = datagrams[after]
-        if next_counter != counter + 1 or count != 1:
-            if next_counter == counter and count == 1:
-                return _consecutive_end(datagrams, after)
-            return after
-        if after + 1 < total and datagrams[after + 1][0] == next_counter:
-            return _consecutive_end(datagrams, after)
-        if not same or next_index != index + 1 or end - start > size:
-            return after
-        same = end - start == size
-        counter, index = next_counter, next_index
-    return total
-
-
-def _consecutive_end(datagrams: list[Datagram], first: int) -> int:
-    """Return the end of the records of one datagram whose counters follow one another, copies among them."""
-    after = first + 1
-    while (
-        after < len(datagrams)
-        and datagrams[after][4] == 1
-        and datagrams[after][0] - datagrams[after - 1][0] <= 1
-    ):
-        after += 1
-    return after
-
-
-def _opened_end(opened: list[_Opened], first: int) -> int:
-    """Return the end of the run of consecutive pieces that begins at `first`."""
-    after = first + 1
-    size = len(opened[first].plaintext)
-    while after < len(opened):
-        before, piece = opened[after - 1], opened[after]
-        if (
-            piece.counter != before.counter + 1
-            or piece.position != before.position + 1
-            or len(piece.plaintext) > size
-            or len(before.plaintext) != size
-        ):
-            break
-        after += 1
-    return after

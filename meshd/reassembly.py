@@ -11,6 +11,7 @@ time, per session and in all.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 from crossedge.wire.endpoint import Endpoint
@@ -101,6 +102,33 @@ class Reassembly:
         if not complete:
             self._make_room(record[0], now)
         return complete
+
+    def add_run(
+        self, record: Record, index: int, count: int, parts: Sequence[bytes], source: Endpoint, now: float
+    ) -> list[bytes]:
+        """Take equally long chunks from `index` on, as `add` would, in one step where none is there."""
+        end, size = index + len(parts), len(parts[0])
+        if end > count or size < SMALLEST_CHUNK:
+            self._dropped["chunk-malformed"] += len(parts)
+            return []
+        waiting = self._order.get(record) or self._begin(record, now)
+        key = (count, size, source)
+        candidates = waiting.candidates
+        if not candidates:
+            candidates.append(Candidate(key, [b""] * count))
+        only = candidates[0]
+        if len(candidates) > 1 or only.key != key or any(only.parts[index:end]):
+            complete: list[bytes] = []
+            for place, part in enumerate(parts, index):
+                complete += self.add(record, place, count, part, source, now)
+            return complete
+        only.parts[index:end] = parts
+        only.filled += len(parts)
+        self._charge(record[0], waiting)
+        if only.filled == count:
+            return [b"".join(only.parts)]
+        self._make_room(record[0], now)
+        return []
 
     def discard(self, record: Record) -> None:
         """Forget a record: it was opened, or it is a replay."""

@@ -18,13 +18,15 @@ from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.superframe import HEADER, HEADER_SIZE, INDICES, MAGIC
 
+RECEIVER_AT: Final = 4  # in the header; the counter is behind it
 SHAPES_KEPT: Final = 32  # of records side by side
 
 Datagram = tuple[int, int, int, int, int, int, int]
 """A superframe datagram in the receive buffer: counter, index, start, end, count, 0, 0. They sort by counter.
 
-Or what looks like all chunks of a record, in order: the last two numbers are then the length of each datagram
-and the distance from one to the next, 0 where the headers but the first were put aside.
+Or what looks like consecutive chunks of a record, the first of which has this index. The last two numbers are
+then the length of each datagram and the distance from one to the next; that is 0 where it looks like a whole
+record whose headers but the first were put aside.
 """
 
 
@@ -41,6 +43,30 @@ def one_record(buffer: bytearray, start: int, heads: memoryview) -> bool:
     )
 
 
+def chunks_from(
+    buffer: bytearray, begin: int, stop: int, left: int, stride: int, index: int, count: int
+) -> int:
+    """Return how many chunks of a record seem to lie side by side from `buffer[begin:stop]`, its `index`, on.
+
+    `left` is how many bytes follow that datagram; what it returns is 0 or more than 1.
+    """
+    many = min(count - index, left // stride + 1 if stride else 1)
+    if many < 2:
+        return 0
+    past = stop + (many - 1) * stride
+    word, _, _, receiver, counter = HEADER.unpack_from(buffer, begin)
+    last = HEADER.unpack_from(buffer, past - stop + begin)
+    if last != (word, index + many - 1, count, receiver, counter):
+        return 0
+    if buffer[begin + 2 : past : stride] != INDICES[index : index + many]:
+        return 0
+    if many < count:  # opening will not tell at once whether they belong together
+        for place in range(begin + RECEIVER_AT, begin + HEADER_SIZE):
+            if buffer[place:past:stride].count(buffer[place]) != many:
+                return 0
+    return many
+
+
 def put_back(buffer: bytearray, start: int, end: int, segment: int, heads: memoryview) -> int:
     """Put heads between the datagrams again; returns by how many bytes the train is longer now."""
     with memoryview(buffer) as view:
@@ -52,12 +78,23 @@ def put_back(buffer: bytearray, start: int, end: int, segment: int, heads: memor
     return len(heads)
 
 
-def sealed_in(received: memoryview, datagram: Datagram) -> bytes | memoryview:
-    """Return what was sealed, of all chunks of what looks like a record."""
+def number_of(datagram: Datagram) -> int:
+    """Return how many chunks lie side by side."""
     _, _, start, end, count, segment, stride = datagram
-    if not stride:
-        return received[start + HEADER_SIZE : end]
-    return b"".join(_chunks(count, segment, stride).unpack_from(received, start))
+    return (end - start - segment) // stride + 1 if stride else count
+
+
+def chunks_in(received: memoryview, datagram: Datagram) -> tuple[bytes, ...]:
+    """Return the chunks that lie side by side, without their headers."""
+    _, _, start, _, _, segment, stride = datagram
+    chunks: tuple[bytes, ...] = _chunks(number_of(datagram), segment, stride).unpack_from(received, start)
+    return chunks
+
+
+def sealed_in(received: memoryview, datagram: Datagram) -> bytes | memoryview:
+    """Return what was sealed, of all chunks of what looks like a whole record."""
+    _, _, start, end, _, _, stride = datagram
+    return b"".join(chunks_in(received, datagram)) if stride else received[start + HEADER_SIZE : end]
 
 
 @lru_cache(SHAPES_KEPT)
@@ -78,8 +115,8 @@ def singly(
 
     Of each only `received[start + HEADER_SIZE : end]` is there where headers were put aside.
     """
-    _, _, start, _, total, segment, stride = datagram
-    for place in range(total):
+    _, _, start, _, _, segment, stride = datagram
+    for place in range(number_of(datagram)):
         at = start + place * (stride or segment - HEADER_SIZE)
         if stride or not place:
             header = HEADER.unpack_from(received, at)

@@ -301,6 +301,33 @@ def test_chunks_are_put_together_that_come_another_way_than_ours_from_where_the_
     assert not bob.dropped
 
 
+@pytest.mark.parametrize("apart", [0, 2048])
+def test_a_chunk_of_another_record_among_others_does_not_get_lost(apart: int) -> None:
+    alice, bob = pair(size=512)
+    frames = frames_of([("long", 1), ("long", 1)])
+    alice.read(frames[0])
+    first = alice.datagrams()
+    alice.read(frames[1])
+    second = alice.datagrams()
+    assert len(first) == len(second) == 3
+    bob.take_trains(first[0], second[1], first[2], source=ALICE, apart=apart)
+    assert not bob.written
+    bob.take_trains(second[0], first[1], second[2], source=ALICE, apart=apart)
+    assert Counter(bob.packets()) == Counter(packet for frame in frames for packet in packets_of(frame))
+    assert not bob.dropped
+
+
+@pytest.mark.parametrize("apart", [0, 2048])
+def test_a_record_whose_train_was_read_in_two_parts_is_whole(apart: int) -> None:
+    for cut in range(1, 3):
+        _, bob, datagrams, frame = long_packet()
+        bob.take_trains(*datagrams[:cut], source=ALICE, apart=apart)
+        assert not bob.written
+        bob.take_trains(*datagrams[cut:], source=ALICE, apart=apart)
+        assert bob.packets() == packets_of(frame)
+        assert not bob.dropped
+
+
 def test_each_of_two_paths_completes_a_record_by_itself() -> None:
     _, bob, datagrams, frame = long_packet()
     other = UdpEndpoint("203.0.113.9", 9)

@@ -46,6 +46,32 @@ def test_chunks_make_a_record_in_any_order(reassembly: Reassembly, dropped: Coun
     assert not dropped
 
 
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.data())
+def test_runs_of_chunks_do_what_their_chunks_do_one_by_one(data: st.DataObject) -> None:
+    one, many = Counter[str](), Counter[str]()
+    singly, runs = Reassembly(one), Reassembly(many)
+    for _ in range(data.draw(st.integers(1, 12))):
+        count = data.draw(st.sampled_from([5, 5, 5, 6]))
+        index = data.draw(st.integers(0, count - 1))
+        size = data.draw(st.sampled_from([500, 500, 500, 400, 10]))
+        source = data.draw(st.sampled_from([ALICE, ALICE, ALICE, BOB]))
+        genuine = data.draw(st.integers(0, 3))
+        end = data.draw(st.integers(index + 1, count))
+        parts = [chunk(10 if genuine else 11, place, size) for place in range(index, end)]
+        expected = []
+        for place, part in enumerate(parts, index):
+            expected += singly.add((1, 10), place, count, part, source, NOW)
+        assert runs.add_run((1, 10), index, count, parts, source, NOW) == expected
+        assert (runs.cost, len(runs), many) == (singly.cost, len(singly), one)
+
+
+def test_a_run_past_the_end_of_its_record_is_refused(reassembly: Reassembly, dropped: Counter[str]) -> None:
+    assert reassembly.add_run((1, 10), 2, 3, [chunk(10, 2), chunk(10, 3)], ALICE, NOW) == []
+    assert dropped == {"chunk-malformed": 2}
+    assert len(reassembly) == 0
+
+
 def test_a_chunk_that_comes_twice_is_counted_once(reassembly: Reassembly, dropped: Counter[str]) -> None:
     for _ in range(3):
         assert reassembly.add((1, 10), 0, 2, chunk(10, 0), ALICE, NOW) == []

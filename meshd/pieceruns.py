@@ -1,0 +1,75 @@
+"""Which records of one datagram are opened, or joined, at a time: runs of pieces of one super-packet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from crossedge.meshd.sidebyside import Datagram
+from crossedge.meshd.superframe import OVERHEAD
+
+
+class Opened(NamedTuple):
+    """A record of one datagram."""
+
+    counter: int
+    position: int
+    plaintext: bytes
+
+
+def length_of(datagram: Datagram) -> int:
+    """Return the plaintext's length."""
+    return datagram[3] - datagram[2] - OVERHEAD
+
+
+def run_end(datagrams: list[Datagram], first: int) -> int:
+    """Return the end of what is opened together: consecutive pieces of one super-packet, or one datagram.
+
+    Where a counter comes twice, only opening tells which is genuine, and a forged one must not part its
+    neighbours: then it is the end of all consecutive counters.
+    """
+    counter, index, start, end, _, _, _ = datagrams[first]
+    size = end - start
+    same = True
+    total = len(datagrams)
+    for after in range(first + 1, total):
+        next_counter, next_index, start, end, count, _, _ = datagrams[after]
+        if next_counter != counter + 1 or count != 1:
+            if next_counter == counter and count == 1:
+                return _consecutive_end(datagrams, after)
+            return after
+        if after + 1 < total and datagrams[after + 1][0] == next_counter:
+            return _consecutive_end(datagrams, after)
+        if not same or next_index != index + 1 or end - start > size:
+            return after
+        same = end - start == size
+        counter, index = next_counter, next_index
+    return total
+
+
+def _consecutive_end(datagrams: list[Datagram], first: int) -> int:
+    """Return the end of the records of one datagram whose counters follow one another, copies among them."""
+    after = first + 1
+    while (
+        after < len(datagrams)
+        and datagrams[after][4] == 1
+        and datagrams[after][0] - datagrams[after - 1][0] <= 1
+    ):
+        after += 1
+    return after
+
+
+def opened_end(opened: list[Opened], first: int) -> int:
+    """Return the end of the run of consecutive pieces that begins at `first`."""
+    after = first + 1
+    size = len(opened[first].plaintext)
+    while after < len(opened):
+        before, piece = opened[after - 1], opened[after]
+        if (
+            piece.counter != before.counter + 1
+            or piece.position != before.position + 1
+            or len(piece.plaintext) > size
+            or len(before.plaintext) != size
+        ):
+            break
+        after += 1
+    return after
