@@ -84,6 +84,29 @@ class _Segment(NamedTuple):
     """PSH is set: nothing is joined behind it."""
 
 
+class Awaited(NamedTuple):
+    """What the next TCP packets of a super-packet look like, for one who opens them straight into it."""
+
+    view: memoryview
+    """The super-packet's buffer."""
+    end: int
+    """Where in it the next payload belongs."""
+    header: int
+    """Length of a packet's headers in bytes."""
+    payload: int
+    """Length of its payload; that of a whole packet is the sum."""
+    transport: int
+    """Where its TCP header begins."""
+    count: int
+    """How many such packets there is room for."""
+    mask: int
+    """The bits of the headers, as one number, that can be told beforehand."""
+    head: int
+    """Those of the next packet."""
+    step: int
+    """What is added to them from packet to packet."""
+
+
 class _Growing:
     """A super-packet, from its first packet on."""
 
@@ -141,6 +164,44 @@ class _Growing:
         if not self.verified:
             self.verified = _is_right(self.view[SIZE : self.end], self.layout)
         return self.verified
+
+    def awaited(self) -> Awaited | None:
+        """Return what can be told of the packets that come next; None where that is not worth the while."""
+        first, last, layout = self.first, self.next, self.layout
+        if layout.protocol != TCP:
+            return None
+        header, payload = first.header, first.payload
+        sequence, identification = (last.sequence + last.payload) & 0xFFFFFFFF, last.identification + 1
+        count = min(
+            (SIZE + LONGEST - self.end) // payload,
+            (0xFFFFFFFF - sequence) // payload,  # numbers must not wrap, so that headers can be added to
+            0xFFFF - identification,
+        )
+        if count <= 0:
+            return None
+        mask, sequence_unit, identification_unit = _predictable(layout.version, header, identification > 0)
+        head = int.from_bytes(self.view[SIZE : SIZE + header], "big") & mask
+        head += (sequence - first.sequence) * sequence_unit
+        head += (identification - first.identification) * identification_unit
+        step = payload * sequence_unit + identification_unit
+        return Awaited(self.view, self.end, header, payload, layout.transport, count, mask, head, step)
+
+    def grow(self, count: int, total: int) -> bool:
+        """Take `count` awaited packets whose payload is in place: see `Coalescer.grow`."""
+        first, last, packet = self.first, self.next, self.view[SIZE:]
+        length = first.header + first.payload - self.layout.transport
+        if length & 1:
+            total <<= 8
+        total += count * pseudo_sum(addresses(packet), TCP, length)
+        if total % 65535 or not self.vouch():
+            return False
+        self.end += count * first.payload
+        self.count += count
+        self.next = first._replace(
+            sequence=(last.sequence + count * first.payload) & 0xFFFFFFFF,
+            identification=last.identification + count if last.identification >= 0 else -1,
+        )
+        return True
 
     def finish(self) -> tuple[memoryview, Header]:
         """Return the frame, its headers made to fit all of the payload, and its virtio header."""
@@ -208,6 +269,21 @@ class Coalescer:
         if segment.push or segment.payload < growing.first.payload:
             self._finish(key)
         return True
+
+    def awaited(self, owner: object) -> Awaited | None:
+        """Return what continues the last packet that was taken, if it came from `owner` and is TCP."""
+        return self._last[1].awaited() if self._last is not None and self._last[0] is owner else None
+
+    def grow(self, count: int, total: int) -> bool:
+        """Take `count` packets that `awaited` described: headers as told, payloads where they belong.
+
+        `total` is the sum of them, from the TCP headers on, each a big-endian number. One sum stands for all
+        their checksums: one that is wrong is always noticed, several are unless their errors cancel out (by
+        chance one time in 65,535, which is how much one checksum sees of one packet). More is not needed: the
+        packets were authenticated, so the sums only guard against what went wrong inside of the peer. Linux's
+        WireGuard does not look at them at all. False, and nothing is done, where the sum is wrong.
+        """
+        return self._last is not None and self._last[1].grow(count, total)
 
     def add(self, frame: memoryview, layout: Layout, virtio: Header, owner: object = None) -> None:
         """Take one valid packet at `frame[SIZE:]` and the virtio header with which it would go alone.
@@ -318,3 +394,25 @@ def _mask(version: int, protocol: int, header: int) -> int:
         checksum = transport + UDP_CHECKSUM
     mask[checksum : checksum + 2] = bytes(2)
     return int.from_bytes(mask, "big")
+
+
+@lru_cache(maxsize=64)
+def _predictable(version: int, header: int, numbered: bool) -> tuple[int, int, int]:
+    """Return which bits of a TCP packet's headers follow from the packet before, if both are equally long.
+
+    And what one is worth in the sequence number and in the identification (0 where it is not `numbered`).
+    """
+
+    def field(start: int, size: int) -> tuple[int, int]:
+        unit = 1 << 8 * (header - start - size)
+        return ((1 << 8 * size) - 1) * unit, unit
+
+    transport = _PLAIN_HEADERS[version]
+    sequence, sequence_unit = field(transport + TCP_SEQUENCE, 4)
+    flags, _ = field(transport + TCP_FLAGS, 1)
+    length, _ = field(TOTAL_LENGTH if version == 4 else PAYLOAD_LENGTH, 2)
+    mask = _mask(version, TCP, header) | sequence | flags | length
+    if not numbered:
+        return mask, sequence_unit, 0
+    identification, identification_unit = field(IDENTIFICATION, 2)
+    return mask | identification, sequence_unit, identification_unit

@@ -19,13 +19,13 @@ from crossedge.meshd.keypair import HEADER, NONCE, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import IPV4_HEADER, IPV6_HEADER, Layout, claimed_length
 from crossedge.meshd.segment import split
+from crossedge.meshd.stockrun import Datagram, open_run
 from crossedge.meshd.train import Train
 from crossedge.meshd.virtio import GSO_NONE, SIZE
 
 SCRATCH: Final = 66_000  # bytes: the longest packet, padded
 
-Datagram = tuple[int, int, int, float]
-"""A transport datagram in the receive buffer: counter, start, end, when it arrived. They sort by counter."""
+PATIENCE: Final = 16  # datagrams that are opened one by one where runs are of no use
 
 
 def room(link: Link) -> int:
@@ -74,10 +74,11 @@ class TransportSealer:
 class TransportOpener:
     """Opens what belongs to one keypair at a time, and hands it on."""
 
-    __slots__ = ("_delivery", "_dropped", "_view")
+    __slots__ = ("_coalescer", "_delivery", "_dropped", "_view")
 
     def __init__(self, delivery: Delivery, dropped: Counter[str]) -> None:
         self._delivery = delivery
+        self._coalescer = delivery._coalescer  # runs grow what the delivery began
         self._dropped = dropped
         self._view = memoryview(bytearray(SIZE + SCRATCH))
 
@@ -94,18 +95,24 @@ class TransportOpener:
         Returns how many datagrams were opened, and how many bytes of plaintext the packets had.
         """
         view, replay, open_into = self._view, keypair.replay, keypair.receive.decrypt_into
-        opened = total = 0
-        for counter, start, end, arrived in datagrams:
-            if not replay.check(counter):
-                self._dropped["replay"] += 1
-                continue
+        opened = total = index = 0
+        again, patience = 0, 1  # from which datagram on a run is tried; for how many not, where one failed
+        is_open = False
+        while index < len(datagrams):
+            counter, start, end, arrived = datagrams[index]
+            index += 1
             size = end - start - TRANSPORT_OVERHEAD
-            sealed = received[start + TRANSPORT_HEADER : end]
-            try:
-                open_into(NONCE.pack(counter), sealed, None, view[SIZE : SIZE + size])
-            except InvalidTag:
-                self._dropped["bad-tag"] += 1
-                continue
+            if not is_open:
+                if not replay.check(counter):
+                    self._dropped["replay"] += 1
+                    continue
+                sealed = received[start + TRANSPORT_HEADER : end]
+                try:
+                    open_into(NONCE.pack(counter), sealed, None, view[SIZE : SIZE + size])
+                except InvalidTag:
+                    self._dropped["bad-tag"] += 1
+                    continue
+            is_open = False
             replay.commit(counter)
             opened += 1
             if not size:
@@ -113,9 +120,22 @@ class TransportOpener:
             version = view[SIZE] >> 4
             if not version and not link.stock:
                 inner.append((bytes(view[SIZE : SIZE + size]), arrived))
-            else:
-                total += size
-                self._deliver(link, size, version)
+                continue
+            total += size
+            self._deliver(link, size, version)
+            if not again <= index < len(datagrams):
+                continue
+            _, start, end, _ = datagrams[index]
+            run = open_run(self._coalescer, link, keypair, received, datagrams, index, view[SIZE:])
+            is_open = run.opened
+            if run.taken:
+                index += run.taken
+                opened += run.taken
+                total += run.taken * (end - start - TRANSPORT_OVERHEAD)
+                patience = 1
+            elif run.tried:
+                again = index + max(run.tried, patience) + 1
+                patience = min(2 * patience, PATIENCE)
         return opened, total
 
     def _deliver(self, link: Link, size: int, version: int) -> None:
