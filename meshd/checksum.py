@@ -14,12 +14,24 @@ from struct import Struct
 Buffer = bytes | bytearray | memoryview
 
 _WORD = Struct("!H")
+_HALF, _QUARTER, _EIGHTH = 5760, 2880, 1440  # bits, multiples of 16; of 1,440 bytes, the longest usual packet
+_HALF_MASK, _QUARTER_MASK, _EIGHTH_MASK = ((1 << bits) - 1 for bits in (_HALF, _QUARTER, _EIGHTH))
+_FOLDED = 600, 1440  # bytes between which folding pays
 
 
 def ones_sum(data: Buffer) -> int:
-    """Return the sum of the big-endian 16-bit words of `data` modulo 65,535; an odd end is padded."""
-    remainder = int.from_bytes(data, "big") % 65535
-    return remainder * 256 % 65535 if len(data) & 1 else remainder
+    """Return the sum of the big-endian 16-bit words of `data` modulo 65,535; an odd end is padded.
+
+    What a packet has is folded first: a sum of its parts leaves the same remainder, and adding them takes
+    less than dividing the whole.
+    """
+    number, size = int.from_bytes(data, "big"), len(data)
+    if _FOLDED[0] < size <= _FOLDED[1]:
+        number = (number >> _HALF) + (number & _HALF_MASK)
+        number = (number >> _QUARTER) + (number & _QUARTER_MASK)
+        number = (number >> _EIGHTH) + (number & _EIGHTH_MASK)
+    remainder = number % 65535
+    return remainder * 256 % 65535 if size & 1 else remainder
 
 
 def complement(total: int) -> int:

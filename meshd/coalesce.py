@@ -97,8 +97,8 @@ class Awaited(NamedTuple):
     """Length of its payload; that of a whole packet is the sum."""
     transport: int
     """Where its TCP header begins."""
-    count: int
-    """How many such packets there is room for."""
+    room: int
+    """How many such packets fit."""
     mask: int
     """The bits of the headers, as one number, that can be told beforehand."""
     head: int

@@ -40,7 +40,7 @@ _SEQUENCE = Struct("!I")
 TOTAL_LENGTH, IDENTIFICATION, FRAGMENT_FIELD, HEADER_CHECKSUM = 2, 4, 6, 10  # in the IPv4 header
 PAYLOAD_LENGTH: Final = 4  # in the IPv6 header
 TCP_SEQUENCE, TCP_FLAGS, UDP_LENGTH = 4, 13, 4  # in their headers
-_AT_LAST: Final = FIN | PSH
+AT_LAST: Final = FIN | PSH
 
 
 def mend(packet: memoryview, layout: Layout, before: int, gso_size: int, last: bool) -> None:
@@ -61,7 +61,7 @@ def mend(packet: memoryview, layout: Layout, before: int, gso_size: int, last: b
         sequence = _SEQUENCE.unpack_from(packet, transport + TCP_SEQUENCE)[0]
         _SEQUENCE.pack_into(packet, transport + TCP_SEQUENCE, (sequence + before) & 0xFFFFFFFF)
         if not last:
-            packet[transport + TCP_FLAGS] &= ~_AT_LAST & 0xFF
+            packet[transport + TCP_FLAGS] &= ~AT_LAST & 0xFF
         if before:
             packet[transport + TCP_FLAGS] &= ~CWR & 0xFF
     else:
@@ -113,7 +113,7 @@ def split(
             _WORD.pack_into(out, HEADER_CHECKSUM, complement(head_sum + length + number))
         total = constant + length - transport
         if tcp:
-            own = flags if end == size else flags & ~_AT_LAST
+            own = flags if end == size else flags & ~AT_LAST
             if start > header:
                 own &= ~CWR
             at = (sequence + start - header) & 0xFFFFFFFF

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import struct
 from ipaddress import ip_address
 
@@ -182,6 +183,12 @@ def test_unicast(address: str, expected: bool) -> None:
 @given(st.binary(max_size=1500))
 def test_sums_are_those_of_rfc_1071(data: bytes) -> None:
     assert ones_sum(data) == checksum(data) % 65535
+
+
+@pytest.mark.parametrize("size", [599, 600, 601, 721, 722, 1079, 1301, 1348, 1439, 1440, 1441, 61_000])
+def test_sums_of_long_packets_too(size: int) -> None:
+    for data in (random.Random(size).randbytes(size), b"\xff" * size, bytes(size - 1) + b"\1"):
+        assert ones_sum(data) == checksum(data) % 65535
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossedge.meshd import stockrun, transport
 from crossedge.meshd.keypair import HEADER, NONCE, Keypair, open_transport
+from crossedge.meshd.link import Link
+from crossedge.meshd.packet import Layout
+from crossedge.meshd.segment import split
+from crossedge.meshd.transport import TransportSealer
 from tests.data_pair import A6, ALICE, B6, Side, keypairs, packets_of, pair, segments, super_frame, tcp, udp
 
 CHECKSUM = 20 + 16  # of TCP in IPv4
@@ -152,6 +156,7 @@ def arrivals(datagrams: list[bytes], chosen: list[Fault]) -> list[list[bytes]]:
     return [batch for batch in (*batches, datagrams) if batch]
 
 
+@settings(derandomize=True, max_examples=200, deadline=None)
 @given(
     steps,
     faults,
@@ -234,3 +239,43 @@ def test_errors_that_cancel_out_are_not_seen_and_the_packets_get_right_checksums
     wrong = [*packets[:2], spoilt(packets[2], 7), spoilt(packets[3], -7), packets[4]]
     fast, _, _ = both([[seal(sender, packet) for packet in wrong]])
     assert fast.packets() == packets_of(*(bytes(10) + packet for packet in packets))
+
+
+# --- Sending ------------------------------------------------------------------------------------------------
+
+
+def one_by_one(
+    self: TransportSealer, link: Link, keypair: Keypair, packet: memoryview, layout: Layout, *sizes: int
+) -> None:
+    """What is done with other packets than many of TCP."""
+    for size in split(packet, layout, *sizes, self._view, full=True):
+        self._seal(link, keypair, size)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(
+    st.integers(1, 9000),
+    st.integers(8, 1400),
+    st.sampled_from(FLOWS),
+    st.integers(0, 0xFFFF_FFFF),
+    st.sampled_from([0x10, 0x18, 0x19, 0x90, 0xD9, 0x50]),
+    st.sampled_from([700, 1232, 1420, 1472, 9000]),
+    st.integers(0, 3),
+)
+def test_a_super_packet_is_cut_and_sealed_as_each_packet_would_be(
+    length: int, gso_size: int, flow: dict[str, object], start: int, flags: int, path: int, error: int
+) -> None:
+    noise = random.Random(length)
+    fields = {"sequence": start, "flags": flags, "identification": start & 0xFFFF, **flow}
+    frames = [
+        super_frame(spoilt(tcp(noise.randbytes(size), partial=True, **fields), error), gso_size)  # type: ignore[arg-type]
+        for size in (length, 2 * gso_size, length // 2 + 1)
+    ]
+    sent = []
+    for function in (TransportSealer._stream, one_by_one):
+        alice, _ = pair(stock=True, superframes=False, size=path)
+        with mock.patch.object(TransportSealer, "_stream", function):
+            alice.read(*frames)
+        assert not alice.dropped
+        sent.append((alice.datagrams(), alice.link.sent))
+    assert sent[0] == sent[1]
