@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from crossedge.meshd.ackfilter import LONGEST, replaces
 from crossedge.meshd.checksum import complete
+from crossedge.meshd.flow import (
+    FLOWS_KEPT,
+    OUT4,
+    OUT4_TCP,
+    OUT6,
+    OUT6_TCP,
+    OutFlow,
+    SuperKind,
+    out_flow,
+    usual_place,
+)
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.icmp import too_big
 from crossedge.meshd.joining import UdpRun
@@ -20,16 +31,13 @@ from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
     IPV4_HEADER,
     IPV6_HEADER,
+    PLAIN_IPV4,
     TCP,
     TCP_CHECKSUM,
-    UDP,
     UDP_CHECKSUM,
-    Layout,
-    checksum_place,
     dissect,
     may_fragment,
     outline,
-    transport_header,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, mend, split
@@ -50,7 +58,6 @@ from crossedge.meshd.unclaimed import Unclaimed
 from crossedge.meshd.virtio import (
     GSO_ECN,
     GSO_NONE,
-    GSO_PROTOCOLS,
     GSO_UDP_L4,
     HEADER,
     NEEDS_CHECKSUM,
@@ -88,6 +95,7 @@ class Outbound:
         "_answer_tokens",
         "_answered",
         "_dropped",
+        "_flows",
         "_frames",
         "_packets",
         "_policy",
@@ -120,6 +128,8 @@ class Outbound:
         self._wanted = wanted
         self._unknown = unknown
         self._dropped = dropped
+        self._flows: dict[tuple[Any, ...], OutFlow] = {}
+        policy.watch(self._flows.clear)
         self._unclaimed = Unclaimed()
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
@@ -143,42 +153,77 @@ class Outbound:
             if self._run.append(buffer, length, self.view):
                 return
             self._close_run()
-        version = buffer[SIZE] >> 4
+        if buffer[SIZE] == PLAIN_IPV4:
+            key = (OUT4_TCP if buffer[SIZE + 9] == TCP else OUT4)(buffer)
+            claimed = SIZE + (buffer[SIZE + 2] << 8 | buffer[SIZE + 3])
+        else:
+            key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
+            claimed = SIZE + IPV6_HEADER + (buffer[SIZE + 4] << 8 | buffer[SIZE + 5])
+        flow = self._flows.get(key)
+        if flow is None or length < flow.least or (flow.kind is not None and length != claimed):
+            self._take_afresh(key, length, now)
+            return
+        link = flow.link
+        stage = self._stages.get(link) or self._open(link, now)
+        try:
+            if stage is None:
+                self._wait(link, length)
+            elif flow.kind is not None:
+                self._super_packet(link, stage, buffer, self.view, length, flow.kind, now)
+            elif not stage.superframes or flow.joinable:
+                self._plain(link, stage, length, flow.partial, flow.start, flow.offset, now)
+            else:
+                FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
+                self._stage(link, stage, self.view[START:length])
+        except WireError:
+            self._dropped["outbound-malformed"] += 1
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+
+    def _take_afresh(self, key: tuple[Any, ...], length: int, now: float) -> None:
+        """Take a frame of which nothing is remembered; what its key says about it then is."""
+        link = self._judge(length, now)
+        if link is None:
+            return
+        stage = self._stages.get(link) or self._open(link, now)
+        if stage is None:
+            self._wait(link, length)
+            return
+        frame = self.view[:length]
+        flags, gso_type, _, _, start, offset = HEADER.unpack_from(frame)
+        try:
+            kind = SuperKind.of(frame) if gso_type & ~GSO_ECN != GSO_NONE else None
+            flow = out_flow(frame, link, kind)
+            if flow is not None:
+                if len(self._flows) >= FLOWS_KEPT:
+                    self._flows.clear()
+                self._flows[key] = flow
+            if kind is not None:
+                self._super_packet(link, stage, self.buffer, self.view, length, kind, now)
+            else:
+                self._plain(link, stage, length, bool(flags & NEEDS_CHECKSUM), start, offset, now)
+        except WireError:
+            self._dropped["outbound-malformed"] += 1
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+
+    def _judge(self, length: int, now: float) -> Link | None:
+        """Return to whom the frame in the buffer may go; None where it was dropped or waits to be claimed."""
+        version = self.buffer[SIZE] >> 4
         if version == 4 and length >= SIZE + IPV4_HEADER:
             verdict = self._policy.outbound(bytes(self.view[SIZE + 12 : SIZE + 20]))
         elif version == 6 and length >= SIZE + IPV6_HEADER:
             verdict = self._policy.outbound(bytes(self.view[SIZE + 8 : SIZE + 40]))
         else:
             verdict = "outbound-version"
-        if isinstance(verdict, str):
-            self._dropped[verdict] += 1
-            if verdict == NO_PEER:
-                first, last = (16, 20) if version == 4 else (24, 40)
-                self._unclaimed.hold(bytes(self.view[:length]), now)
-                self._unknown(bytes(self.view[SIZE + first : SIZE + last]))
-            return
-        stage = self._stages.get(verdict) or self._open(verdict, now)
-        if stage is None:
-            self._hold(verdict, self.view[:length])
-            if verdict not in self._wants:
-                self._wants.add(verdict)
-                self._wanted(verdict)
-            return
-        flags, gso_type, _, gso_size, start, offset = HEADER.unpack_from(buffer)
-        gso_type &= ~GSO_ECN
-        try:
-            if gso_type == GSO_NONE:
-                if flags and self._begin_run(verdict, stage, length):
-                    return
-                self._packet(verdict, stage, length, bool(flags & NEEDS_CHECKSUM), start, offset, now)
-            elif not flags & NEEDS_CHECKSUM:
-                raise WireError("gso-checksum")
-            else:
-                self._super_packet(verdict, stage, buffer, length, gso_type, gso_size, start, now)
-        except WireError:
-            self._dropped["outbound-malformed"] += 1
-        except CounterExhaustedError:
-            self._dropped["counter-exhausted"] += 1
+        if not isinstance(verdict, str):
+            return verdict
+        self._dropped[verdict] += 1
+        if verdict == NO_PEER:
+            first, last = (16, 20) if version == 4 else (24, 40)
+            self._unclaimed.hold(bytes(self.view[:length]), now)
+            self._unknown(bytes(self.view[SIZE + first : SIZE + last]))
+        return None
 
     def flush(self, now: float) -> None:
         """Seal and send what was staged, and tell the sessions."""
@@ -258,6 +303,13 @@ class Outbound:
         stage.data.clear()
         stage.ends.clear()
 
+    def _wait(self, link: Link, length: int) -> None:
+        """Let the frame in the buffer wait for what its link needs to send."""
+        self._hold(link, self.view[:length])
+        if link not in self._wants:
+            self._wants.add(link)
+            self._wanted(link)
+
     def _hold(self, link: Link, frame: memoryview) -> None:
         dropped = link.hold(bytes(frame))
         if dropped:
@@ -265,11 +317,17 @@ class Outbound:
 
     # --- Plain packets -------------------------------------------------------------------------------------
 
+    def _plain(
+        self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
+    ) -> None:
+        if not (partial and self._begin_run(link, stage, length)):
+            self._packet(link, stage, length, partial, start, offset, now)
+
     def _packet(
         self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
     ) -> None:
         packet = self.view[SIZE:length]
-        if partial and not (stage.superframes and _usual_place(packet, start, offset)):
+        if partial and not (stage.superframes and usual_place(packet, start, offset)):
             if start + offset + 2 > len(packet):
                 raise WireError("checksum-place")
             complete(packet, start, start + offset, udp=offset == UDP_CHECKSUM)
@@ -351,14 +409,14 @@ class Outbound:
             return
         (link, stage), run = self._run_of, self._run
         self._run_of = None
-        length = run.finish()
-        _, gso_type, _, gso_size, start, _ = HEADER.unpack_from(run.buffer)
+        joined, length = run.count, run.finish()
         try:
-            if gso_type == GSO_NONE:
+            if joined == 1:
                 FRAME.pack_into(run.buffer, START, PARTIAL_CHECKSUM, GSO_NONE, 0, length - SIZE)
                 self._stage(link, stage, run.view[START:length])
             else:
-                self._super_packet(link, stage, run.buffer, length, gso_type, gso_size, start, 0.0)
+                kind = SuperKind.of(run.view[:length])
+                self._super_packet(link, stage, run.buffer, run.view, length, kind, 0.0)
         except CounterExhaustedError:
             self._dropped["counter-exhausted"] += 1
 
@@ -369,129 +427,98 @@ class Outbound:
         link: Link,
         stage: _Stage,
         buffer: bytearray,
+        view: memoryview,
         length: int,
-        gso_type: int,
-        gso_size: int,
-        start: int,
+        kind: SuperKind,
         now: float,
     ) -> None:
-        view = memoryview(buffer)
-        packet = view[SIZE:length]
-        layout = dissect(packet)
-        header = transport_header(packet, layout)
-        if (
-            GSO_PROTOCOLS.get((gso_type, layout.version)) != layout.protocol
-            or not header
-            or not gso_size
-            or start != layout.transport
-        ):
-            raise WireError("gso-type")
-        tcp = layout.protocol == TCP
+        """Send the super-packet in the first `length` bytes of a buffer, of which `view` is the view."""
         if not stage.superframes:
-            self._seal(link, stage)
-            stride = transport_room(link) - header
-            if gso_size <= stride or tcp:
-                stride = min(stride, gso_size)
-                self._packets.super_packet(link, stage.keypair, packet, layout, header, stride)
-                stage.sealed += len(packet)
-            elif link.stock and not may_fragment(packet):
-                self._answer(packet[: header + gso_size], transport_room(link), now)
-            else:
-                self._cut(link, stage, packet, layout, header, gso_size, now)
+            self._as_transport(link, stage, view[SIZE:length], kind, now)
             return
-        stride = superframe_room(link) - FRAME_SIZE - header
-        if not tcp or gso_size <= stride:
-            stride -= stride % gso_size
-        payload = len(packet) - header
-        if gso_type not in link.gso or stride < SMALLEST_SEGMENT or payload > POSITIONS * stride:
-            self._cut(link, stage, packet, layout, header, gso_size, now)
+        path = link.datagram_size, link.largest_chunk, link.growth.datagrams, link.overhead, link.gso
+        if path != kind.path:
+            self._measure(link, kind)
+            kind.path = path
+        payload = length - SIZE - kind.header
+        stride = kind.stride
+        if not stride or payload > POSITIONS * stride:
+            self._cut(link, stage, view[SIZE:length], kind, now)
             return
+        gso_type, gso_size = kind.gso_type, kind.gso_size
         if payload <= stride:
-            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, len(packet))
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
             self._stage(link, stage, view[START:length])
             return
-        self._seal(link, stage)
-        stage.sealed += len(packet)
-        if link.growth.datagrams > 1 and self._records(
-            link, stage, buffer, length, layout, header, gso_type, gso_size
-        ):
-            return
-        FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
-        self._frames.pieces(link, stage.keypair, buffer, START, length, FRAME_SIZE + header, stride)
+        if stage.ends:
+            self._seal(link, stage)
+        stage.sealed += length - SIZE
+        if not kind.most:
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
+            head = FRAME_SIZE + kind.header
+            self._frames.pieces(link, stage.keypair, buffer, START, length, head, stride)
+        elif payload > kind.most:
+            self._records(link, stage, buffer, view, length, kind)
+        else:
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
+            self._frames.whole(link, stage.keypair, buffer, START, length)
+
+    def _measure(self, link: Link, kind: SuperKind) -> None:
+        """Work out how super-packets of a kind are cut on a link's path as it is now."""
+        gso_size, head = kind.gso_size, FRAME_SIZE + kind.header
+        stride = superframe_room(link) - head
+        if kind.layout.protocol != TCP or gso_size <= stride:
+            stride -= stride % gso_size
+        kind.stride = stride if kind.gso_type in link.gso and stride >= SMALLEST_SEGMENT else 0
+        room = self._frames.record_room(link) if link.growth.datagrams > 1 else 0
+        kind.most = max(0, (room - head) // gso_size * gso_size)
 
     def _records(
-        self,
-        link: Link,
-        stage: _Stage,
-        buffer: bytearray,
-        length: int,
-        layout: Layout,
-        header: int,
-        gso_type: int,
-        gso_size: int,
-    ) -> bool:
-        """Send a super-packet as records of several datagrams; False, and nothing sent, where none fits.
+        self, link: Link, stage: _Stage, buffer: bytearray, view: memoryview, length: int, kind: SuperKind
+    ) -> None:
+        """Send a super-packet that no one record has room for as several super-packets, made in place.
 
-        If one record has no room for all of it, it becomes several super-packets, in place: the headers of
-        each are written over the end of the one before, which is sealed already.
+        The headers of each are written over the end of the one before, which is sealed already.
         """
-        packet = memoryview(buffer)[SIZE:length]
-        head, payload = FRAME_SIZE + header, len(packet) - header
-        most = (self._frames.record_room(link) - head) // gso_size * gso_size
-        if most <= 0:
-            return False
-        parts = -(-payload // most)
-        step = -(-payload // parts // gso_size) * gso_size if parts > 1 else payload
-        template = bytes(packet[:header])
+        header, gso_size = kind.header, kind.gso_size
+        payload = length - SIZE - header
+        parts = -(-payload // kind.most)
+        step = -(-payload // parts // gso_size) * gso_size
+        template = bytes(view[SIZE : SIZE + header])
         for before in range(0, payload, step):
             after = min(before + step, payload)
             start, end = START + before, SIZE + header + after
             behind = buffer[end : end + RECORD_DATAGRAMS]
-            if parts > 1:
-                part = packet[before : header + after]
-                part[:header] = template
-                mend(part, layout, before, gso_size, after == payload)
-            FRAME.pack_into(
-                buffer, start, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, end - start - FRAME_SIZE
-            )
+            part = view[SIZE + before : end]
+            part[:header] = template
+            mend(part, kind.layout, before, gso_size, after == payload)
+            flags, size = PARTIAL_CHECKSUM | LAST_PIECE, end - start - FRAME_SIZE
+            FRAME.pack_into(buffer, start, flags, kind.gso_type, gso_size, size)
             self._frames.whole(link, stage.keypair, buffer, start, end)
             buffer[end : end + RECORD_DATAGRAMS] = behind
-        return True
 
-    def _cut(
-        self,
-        link: Link,
-        stage: _Stage,
-        packet: memoryview,
-        layout: Layout,
-        header: int,
-        gso_size: int,
-        now: float,
+    def _as_transport(
+        self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float
     ) -> None:
+        """Send a super-packet to a peer that takes no superframes, or not yet."""
+        self._seal(link, stage)
+        header, gso_size = kind.header, kind.gso_size
+        stride = transport_room(link) - header
+        if gso_size <= stride or kind.layout.protocol == TCP:
+            stride = min(stride, gso_size)
+            self._packets.super_packet(link, stage.keypair, packet, kind.layout, header, stride)
+            stage.sealed += len(packet)
+        elif link.stock and not may_fragment(packet):
+            self._answer(packet[: header + gso_size], transport_room(link), now)
+        else:
+            self._cut(link, stage, packet, kind, now)
+
+    def _cut(self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float) -> None:
         """Send a super-packet as plain packets, each as one that was read from the TUN alone."""
-        whole = bytearray(packet)
+        whole, layout = bytearray(packet), kind.layout
         offset = TCP_CHECKSUM if layout.protocol == TCP else UDP_CHECKSUM
         with memoryview(whole) as view:
-            for size in split(view, layout, header, gso_size, self._split, full=False):
+            for size in split(view, layout, kind.header, kind.gso_size, self._split, full=False):
                 self.view[SIZE : SIZE + size] = self._split[:size]
                 HEADER.pack_into(self.buffer, 0, NEEDS_CHECKSUM, GSO_NONE, 0, 0, layout.transport, offset)
                 self._packet(link, stage, SIZE + size, True, layout.transport, offset, now)
-
-
-def _usual_place(packet: memoryview, start: int, offset: int) -> bool:
-    """Tell whether the receiver will find the checksum where the kernel says it is, from the packet alone.
-
-    It is elsewhere where the packet is a tunnel of its own, and the kernel means the header inside of it.
-    """
-    first = packet[0]
-    if first == 0x45:
-        protocol, transport = packet[9], IPV4_HEADER
-    elif first >> 4 == 6:
-        protocol, transport = packet[6], IPV6_HEADER
-    else:
-        protocol, transport = -1, 0
-    if start == transport and (
-        (protocol == TCP and offset == TCP_CHECKSUM) or (protocol == UDP and offset == UDP_CHECKSUM)
-    ):
-        return True
-    return checksum_place(packet, dissect(packet)) == start + offset
