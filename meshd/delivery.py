@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Any, TypeAlias
 
 from crossedge.meshd.coalesce import Coalescer
-from crossedge.meshd.link import Link
 from crossedge.meshd.flow import (
     FLOWS_KEPT,
     IN4,
@@ -23,6 +22,7 @@ from crossedge.meshd.flow import (
     in_flow,
     may_recall,
 )
+from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
     IPV6_HEADER,
     PLAIN_IPV4,

@@ -66,6 +66,13 @@ LEAST6: Final = SIZE + IPV6_HEADER + TCP_READ
 
 
 
+def claimed_frame(buffer: bytearray) -> int:
+    """Return how long a frame whose key was found is by its IP header, in bytes."""
+    if buffer[SIZE] == PLAIN_IPV4:
+        return SIZE + (buffer[SIZE + 2] << 8 | buffer[SIZE + 3])
+    return SIZE + IPV6_HEADER + (buffer[SIZE + 4] << 8 | buffer[SIZE + 5])
+
+
 @dataclass(slots=True)
 class SuperKind:
     """A kind of super-packet that leaves; offsets and sizes in bytes."""
@@ -84,7 +91,7 @@ class SuperKind:
 
     @classmethod
     def of(cls, frame: memoryview) -> SuperKind:
-        """Return the kind of a frame; raises `WireError` where it is no super-packet as a kernel makes them."""
+        """Return the kind of a frame; raises `WireError` where no kernel makes such a super-packet."""
         flags, gso_type, _, gso_size, start, _ = HEADER.unpack_from(frame)
         gso_type &= ~GSO_ECN
         if not flags & NEEDS_CHECKSUM:

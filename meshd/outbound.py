@@ -20,11 +20,11 @@ from crossedge.meshd.flow import (
     OUT6_TCP,
     OutFlow,
     SuperKind,
+    claimed_frame,
     out_flow,
     usual_place,
 )
 from crossedge.meshd.growth import RECORD_DATAGRAMS
-from crossedge.meshd.icmp import too_big
 from crossedge.meshd.joining import UdpRun
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair
 from crossedge.meshd.link import Link
@@ -35,9 +35,7 @@ from crossedge.meshd.packet import (
     TCP,
     TCP_CHECKSUM,
     UDP_CHECKSUM,
-    dissect,
     may_fragment,
-    outline,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, mend, split
@@ -51,6 +49,7 @@ from crossedge.meshd.superframe import (
     SuperframeSealer,
 )
 from crossedge.meshd.superframe import room as superframe_room
+from crossedge.meshd.toobig import IPV6_LEAST, TooBigAnswers
 from crossedge.meshd.train import Train, Transmit
 from crossedge.meshd.transport import TransportSealer
 from crossedge.meshd.transport import room as transport_room
@@ -63,25 +62,22 @@ from crossedge.meshd.virtio import (
     NEEDS_CHECKSUM,
     SIZE,
     SMALLEST_SEGMENT,
-    Header,
 )
 from crossedge.wire.errors import WireError
 
 START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
-STAGED_BYTES: Final = 65_536  # per link; then it is sealed without waiting for the drain's end
-IPV6_LEAST: Final = 1280  # bytes: no IPv6 host believes in a shorter path (RFC 8200, 5)
+STAGED_BYTES: Final = FRAME_SIZE + LARGEST_PACKET  # per link; what is more is not kept for the drain's end
 SPARE_STAGES: Final = 64
-ANSWER_RATE: Final = 100.0  # "too big" answers per second
-ANSWER_BURST: Final = 50.0
 
 
 class _Stage:
     """What one drain has for one link: frames one after the other, and under which keypair they leave."""
 
-    __slots__ = ("data", "ends", "keypair", "sealed", "superframes")
+    __slots__ = ("ends", "keypair", "sealed", "superframes", "used", "view")
 
     def __init__(self, keypair: Keypair) -> None:
-        self.data = bytearray()
+        self.view = memoryview(bytearray(STAGED_BYTES))
+        self.used = 0
         self.ends: list[int] = []
         self.keypair = keypair
         self.superframes = False
@@ -92,8 +88,6 @@ class Outbound:
     """Takes frames from the TUN one by one; `flush` ends the drain."""
 
     __slots__ = (
-        "_answer_tokens",
-        "_answered",
         "_dropped",
         "_flows",
         "_frames",
@@ -101,10 +95,10 @@ class Outbound:
         "_policy",
         "_run",
         "_run_of",
-        "_sink",
         "_spare",
         "_split",
         "_stages",
+        "_too_big",
         "_train",
         "_unclaimed",
         "_unknown",
@@ -124,12 +118,12 @@ class Outbound:
         dropped: Counter[str],
     ) -> None:
         self._policy = policy
-        self._sink = sink
         self._wanted = wanted
         self._unknown = unknown
         self._dropped = dropped
         self._flows: dict[tuple[Any, ...], OutFlow] = {}
         policy.watch(self._flows.clear)
+        self._too_big = TooBigAnswers(sink, dropped)
         self._unclaimed = Unclaimed()
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
@@ -137,8 +131,6 @@ class Outbound:
         self._stages: dict[Link, _Stage] = {}
         self._spare: list[_Stage] = []
         self._wants: set[Link] = set()
-        self._answered = float("-inf")
-        self._answer_tokens = ANSWER_BURST
         self.buffer = bytearray(SIZE + LARGEST_PACKET + RECORD_DATAGRAMS)
         """The TUN is read into this; `take` overwrites it."""
         self.view = memoryview(self.buffer)
@@ -155,12 +147,10 @@ class Outbound:
             self._close_run()
         if buffer[SIZE] == PLAIN_IPV4:
             key = (OUT4_TCP if buffer[SIZE + 9] == TCP else OUT4)(buffer)
-            claimed = SIZE + (buffer[SIZE + 2] << 8 | buffer[SIZE + 3])
         else:
             key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
-            claimed = SIZE + IPV6_HEADER + (buffer[SIZE + 4] << 8 | buffer[SIZE + 5])
         flow = self._flows.get(key)
-        if flow is None or length < flow.least or (flow.kind is not None and length != claimed):
+        if flow is None or length < flow.least or (flow.kind is not None and claimed_frame(buffer) != length):
             self._take_afresh(key, length, now)
             return
         link = flow.link
@@ -230,7 +220,8 @@ class Outbound:
         if self._run_of is not None:
             self._close_run()
         for link, stage in self._stages.items():
-            self._seal(link, stage)
+            if stage.ends:
+                self._seal(link, stage)
         self._train.send()
         for link, stage in self._stages.items():
             if stage.sealed:
@@ -277,30 +268,30 @@ class Outbound:
 
     def _stage(self, link: Link, stage: _Stage, frame: memoryview) -> None:
         """Take a frame whose frame header is written."""
-        stage.data += frame
-        stage.ends.append(len(stage.data))
-        if len(stage.data) >= STAGED_BYTES:
+        after = stage.used + len(frame)
+        if after > STAGED_BYTES:
             self._seal(link, stage)
+            after = len(frame)
+        stage.view[stage.used : after] = frame
+        stage.used = after
+        stage.ends.append(after)
 
     def _seal(self, link: Link, stage: _Stage) -> None:
         """Seal what is staged for a link into the train."""
-        if not stage.ends:
-            return
         try:
-            with memoryview(stage.data) as data:
-                if stage.superframes:
-                    refused = self._frames.frames(link, stage.keypair, data, stage.ends)
-                    if refused:
-                        self._dropped["outbound-too-big"] += refused
-                else:
-                    start = 0
-                    for end in stage.ends:
-                        self._packets.packet(link, stage.keypair, data[start + FRAME_SIZE : end])
-                        start = end
+            if stage.superframes:
+                refused = self._frames.frames(link, stage.keypair, stage.view[: stage.used], stage.ends)
+                if refused:
+                    self._dropped["outbound-too-big"] += refused
+            else:
+                start = 0
+                for end in stage.ends:
+                    self._packets.packet(link, stage.keypair, stage.view[start + FRAME_SIZE : end])
+                    start = end
         except CounterExhaustedError:
             self._dropped["counter-exhausted"] += len(stage.ends)
-        stage.sealed += len(stage.data)
-        stage.data.clear()
+        stage.sealed += stage.used
+        stage.used = 0
         stage.ends.clear()
 
     def _wait(self, link: Link, length: int) -> None:
@@ -371,23 +362,7 @@ class Outbound:
             FRAME.pack_into(self.buffer, START, 0, GSO_NONE, 0, len(packet))
             self._stage(link, stage, self.view[START:length])
         else:
-            self._answer(packet, room, now)
-
-    def _answer(self, packet: memoryview, mtu: int, now: float) -> None:
-        """Tell the sender of a packet how long it may be, within a rate."""
-        self._dropped["outbound-too-big"] += 1
-        self._answer_tokens = min(ANSWER_BURST, self._answer_tokens + (now - self._answered) * ANSWER_RATE)
-        self._answered = now
-        if self._answer_tokens < 1.0:
-            self._dropped["too-big-answer-rate"] += 1
-            return
-        if packet[0] >> 4 == 6:
-            mtu = max(mtu, IPV6_LEAST)  # a host ignores less
-        answer = too_big(packet, outline(packet), mtu)
-        if answer is not None:
-            self._answer_tokens -= 1.0
-            frame = memoryview(bytearray(bytes(SIZE) + answer))
-            self._sink.write(frame, Header(0, GSO_NONE, 0, 0, 0, 0), dissect(answer))
+            self._too_big.answer(packet, room, now)
 
     # --- Runs of UDP packets -------------------------------------------------------------------------------
 
@@ -501,7 +476,8 @@ class Outbound:
         self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float
     ) -> None:
         """Send a super-packet to a peer that takes no superframes, or not yet."""
-        self._seal(link, stage)
+        if stage.ends:
+            self._seal(link, stage)
         header, gso_size = kind.header, kind.gso_size
         stride = transport_room(link) - header
         if gso_size <= stride or kind.layout.protocol == TCP:
@@ -509,7 +485,7 @@ class Outbound:
             self._packets.super_packet(link, stage.keypair, packet, kind.layout, header, stride)
             stage.sealed += len(packet)
         elif link.stock and not may_fragment(packet):
-            self._answer(packet[: header + gso_size], transport_room(link), now)
+            self._too_big.answer(packet[: header + gso_size], transport_room(link), now)
         else:
             self._cut(link, stage, packet, kind, now)
 

@@ -35,7 +35,7 @@ class Policy:
         self.watch(self._outbound.clear)
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever verdicts may become others: what was concluded from them holds no longer."""
+        """Call `changed` whenever verdicts may become others, and what was concluded from them is void."""
         self._allowed.watch(changed)
         self._own.watch(changed)
 

@@ -49,7 +49,7 @@ class Sink:
         self._put(frame, header, layout)
 
     def put(self, frame: memoryview, packed: bytes) -> None:
-        """Write a packet that begins at `frame[SIZE]` behind a virtio header with which the device takes it."""
+        """Write a packet that begins at `frame[SIZE]` behind a virtio header as this device takes it."""
         frame[:SIZE] = packed
         self.packets += 1
         self.size += len(frame) - SIZE
