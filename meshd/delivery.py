@@ -169,7 +169,12 @@ class Delivery:
             self._dropped[error.reason] += 1
             return None
         flow = in_flow(frame, layout, virtio, self._sink.offloads)
-        if key is not None and virtio.gso_type == gso_type and may_recall(packet, layout):
+        if (
+            key is not None
+            and virtio.gso_type == gso_type
+            and len(frame) <= flow.longest
+            and may_recall(packet, layout)
+        ):
             if len(self._flows) >= FLOWS_KEPT:
                 self._flows.clear()
             self._flows[key] = flow

@@ -65,7 +65,6 @@ LEAST4: Final = SIZE + IPV4_HEADER + TCP_READ  # a frame's length for any of the
 LEAST6: Final = SIZE + IPV6_HEADER + TCP_READ
 
 
-
 def claimed_frame(buffer: bytearray) -> int:
     """Return how long a frame whose key was found is by its IP header, in bytes."""
     if buffer[SIZE] == PLAIN_IPV4:
@@ -181,6 +180,7 @@ def in_flow(frame: memoryview, layout: Layout, virtio: Header, offloads: Offload
         takes = takes and virtio.gso_type in offloads.gso
         if virtio.gso_type == GSO_UDP_L4:
             longest = SIZE + header + UDP_SEGMENTS * virtio.gso_size
+            takes = takes and len(frame) <= longest
     return InFlow(shortest, longest, layout, virtio, virtio.pack() if takes else b"")
 
 
