@@ -164,7 +164,7 @@ class Outbound:
                 self._plain(link, stage, length, flow.partial, flow.start, flow.offset, now)
             else:
                 FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
-                self._stage(link, stage, self.view[START:length])
+                self._stage_packet(link, stage, length)
         except WireError:
             self._dropped["outbound-malformed"] += 1
         except CounterExhaustedError:
@@ -327,18 +327,22 @@ class Outbound:
             self._too_long(link, stage, length, now)
             return
         FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM if partial else 0, GSO_NONE, 0, length - SIZE)
+        self._stage_packet(link, stage, length)
+
+    def _stage_packet(self, link: Link, stage: _Stage, length: int) -> None:
+        """Take the packet in the buffer, whose frame header is written."""
         if length <= SIZE + LONGEST and stage.ends and self._replaced(stage, length):
             self._dropped["outbound-ack-superseded"] += 1
-            return
-        self._stage(link, stage, self.view[START:length])
+        else:
+            self._stage(link, stage, self.view[START:length])
 
     def _replaced(self, stage: _Stage, length: int) -> bool:
         """Put the frame in the place of the last one staged where it makes that redundant."""
         start = stage.ends[-2] if len(stage.ends) > 1 else 0
-        last = stage.data[start:]
+        last = stage.view[start : stage.used]
         if len(last) != length - START or not replaces(self.view[SIZE:length], last[FRAME_SIZE:]):
             return False
-        stage.data[start:] = self.view[START:length]
+        last[:] = self.view[START:length]
         return True
 
     def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:
