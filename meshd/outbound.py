@@ -330,20 +330,15 @@ class Outbound:
         self._stage_packet(link, stage, length)
 
     def _stage_packet(self, link: Link, stage: _Stage, length: int) -> None:
-        """Take the packet in the buffer, whose frame header is written."""
-        if length <= SIZE + LONGEST and stage.ends and self._replaced(stage, length):
-            self._dropped["outbound-ack-superseded"] += 1
-        else:
-            self._stage(link, stage, self.view[START:length])
-
-    def _replaced(self, stage: _Stage, length: int) -> bool:
-        """Put the frame in the place of the last one staged where it makes that redundant."""
-        start = stage.ends[-2] if len(stage.ends) > 1 else 0
-        last = stage.view[start : stage.used]
-        if len(last) != length - START or not replaces(self.view[SIZE:length], last[FRAME_SIZE:]):
-            return False
-        last[:] = self.view[START:length]
-        return True
+        """Take the packet in the buffer, whose frame header is written, or put it in the last one's place."""
+        frame = self.view[START:length]
+        if length <= SIZE + LONGEST and stage.ends:
+            last = stage.view[stage.ends[-2] if len(stage.ends) > 1 else 0 : stage.used]
+            if len(last) == len(frame) and replaces(frame[FRAME_SIZE:], last[FRAME_SIZE:]):
+                last[:] = frame
+                self._dropped["outbound-ack-superseded"] += 1
+                return
+        self._stage(link, stage, frame)
 
     def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:
         """Do with a packet what can be done where transport data has no room for it.
