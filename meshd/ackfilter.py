@@ -32,13 +32,10 @@ def replaces(new: bytes | bytearray | memoryview, old: bytes | bytearray | memor
     else:
         return False
     header = len(new) - at  # of TCP, if there is no payload
-    if not same or new[at + 13] != ACK or old[at + 13] != ACK:
+    if not same or header not in (PLAIN, STAMPED) or new[at + 13] != ACK or old[at + 13] != ACK:
         return False
-    if header == STAMPED:
-        options = at + PLAIN
-        if new[options : options + 4] != STAMPS or old[options : options + 4] != STAMPS:
-            return False
-    elif header != PLAIN:
+    options = at + PLAIN
+    if header == STAMPED and (new[options : options + 4] != STAMPS or old[options : options + 4] != STAMPS):
         return False
     if new[at + 12] != header << 2 or old[at + 12] != header << 2:
         return False

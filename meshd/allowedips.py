@@ -8,7 +8,7 @@ Outbound the destination's owner is the peer to send to; inbound the source's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -22,17 +22,20 @@ class AllowedIPs(Generic[Value]):
     """Networks and whose they are. A network has one owner: giving it to another takes it from the first."""
 
     def __init__(self) -> None:
-        self.version = 0
-        """Grows with each change, so that whoever remembers answers knows when to forget them."""
         self._networks: dict[Network, Value] = {}
         self._tables: dict[int, list[tuple[int, dict[int, Value]]]] = {4: [], 16: []}
         self._cache: dict[bytes, Value | None] = {}
+        self._watchers: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return len(self._networks)
 
     def __iter__(self) -> Iterator[tuple[Network, Value]]:
         return iter(list(self._networks.items()))
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` with each change, so that whoever remembers answers forgets them."""
+        self._watchers.append(changed)
 
     def insert(self, network: Network, value: Value) -> Value | None:
         """Give `network` to `value`; returns who had exactly this network before, else None."""
@@ -99,5 +102,6 @@ class AllowedIPs(Generic[Value]):
         return table
 
     def _changed(self) -> None:
-        self.version += 1
         self._cache.clear()
+        for changed in self._watchers:
+            changed()

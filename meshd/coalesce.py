@@ -230,11 +230,12 @@ class _Growing:
 class Coalescer:
     """Takes packets in order and writes them to the sink, alone or joined; `flush` lets the rest go."""
 
-    __slots__ = ("_flows", "_last", "_sink", "_spare", "joined")
+    __slots__ = ("_last", "_sink", "_spare", "growing", "joined")
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._flows: dict[tuple[int, bytes], _Growing] = {}
+        self.growing: dict[tuple[int, bytes], _Growing] = {}
+        """What was begun and not written yet, by protocol, addresses and ports."""
         self._spare: list[_Growing] = []
         self._last: tuple[object, _Growing, tuple[int, bytes]] | None = None
         self.joined = 0
@@ -296,7 +297,7 @@ class Coalescer:
             self._sink.write(frame, virtio, layout)
             return
         key = (layout.protocol, bytes(packet[12:24] if layout.version == 4 else packet[8:44]))
-        growing = self._flows.get(key)
+        growing = self.growing.get(key)
         segment = _read(packet, layout, partial=bool(virtio.flags))
         if growing is not None:
             if (
@@ -319,19 +320,19 @@ class Coalescer:
         ):
             self._sink.write(frame, virtio, layout)
             return
-        if len(self._flows) >= FLOWS:
-            self._finish(next(iter(self._flows)))
-        growing = self._flows[key] = self._spare.pop() if self._spare else _Growing()
+        if len(self.growing) >= FLOWS:
+            self._finish(next(iter(self.growing)))
+        growing = self.growing[key] = self._spare.pop() if self._spare else _Growing()
         growing.begin(frame, layout, virtio, segment)
         self._last = owner, growing, key
 
     def flush(self) -> None:
         """Write everything that still grows, in the order in which it began."""
-        while self._flows:
-            self._finish(next(iter(self._flows)))
+        while self.growing:
+            self._finish(next(iter(self.growing)))
 
     def _finish(self, key: tuple[int, bytes]) -> None:
-        growing = self._flows.pop(key)
+        growing = self.growing.pop(key)
         self._last = None
         frame, virtio = growing.finish()
         if growing.count > 1:

@@ -7,24 +7,46 @@ counted under the reason; nothing here raises for a peer's fault.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from typing import Any, TypeAlias
 
 from crossedge.meshd.coalesce import Coalescer
+from crossedge.meshd.flow import (
+    FLOWS_KEPT,
+    IN4,
+    IN4_TCP,
+    IN6,
+    IN6_TCP,
+    LEAST4,
+    LEAST6,
+    InFlow,
+    in_flow,
+    may_recall,
+)
 from crossedge.meshd.link import Link
-from crossedge.meshd.packet import Layout, addresses, claimed_length, dissect, source_routed
+from crossedge.meshd.packet import (
+    IPV6_HEADER,
+    PLAIN_IPV4,
+    TCP,
+    Layout,
+    addresses,
+    claimed_length,
+    dissect,
+    source_routed,
+)
 from crossedge.meshd.policy import Policy
 from crossedge.meshd.segment import mend
 from crossedge.meshd.sink import Sink
 from crossedge.meshd.virtio import GSO_NONE, SIZE, Header
 from crossedge.wire.errors import WireError
 
-PLAIN_IPV4: Final = 0x45  # first byte of a packet without options
+Key: TypeAlias = tuple[Link, int, int, bool, tuple[Any, ...]]
+"""From which link, type and segment size, whether the checksum is partial, and what the packet says."""
 
 
 class Delivery:
     """Takes packets of a link, with room for a virtio header in front, and hands good ones to the sink."""
 
-    __slots__ = ("_coalescer", "_dropped", "_mtu", "_policy", "_sink")
+    __slots__ = ("_coalescer", "_dropped", "_flows", "_mtu", "_policy", "_sink")
 
     def __init__(self, sink: Sink, policy: Policy, mtu: int, dropped: Counter[str]) -> None:
         """`mtu` bounds a segment of a super-packet with its headers, in bytes."""
@@ -33,6 +55,8 @@ class Delivery:
         self._policy = policy
         self._mtu = mtu
         self._dropped = dropped
+        self._flows: dict[Key, InFlow] = {}
+        policy.watch(self._flows.clear)
 
     @property
     def joined(self) -> int:
@@ -47,21 +71,28 @@ class Delivery:
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
     ) -> None:
         """Take a whole packet or super-packet at `frame[SIZE:]`, which others may follow."""
-        judged = self._judge(link, frame[SIZE:], gso_type, gso_size, needs_checksum)
-        if judged is None:
+        flow = self._judge(link, frame, gso_type, gso_size, needs_checksum)
+        if flow is None:
             return
-        layout, virtio = judged
-        if virtio.gso_type == GSO_NONE:
-            self._coalescer.add(frame, layout, virtio, link)
-        else:
+        if flow.virtio.gso_type != GSO_NONE:
             self._coalescer.flush()
-            self._sink.write(frame, virtio, layout)
+        elif self._coalescer.growing or len(frame) > flow.shortest:
+            self._coalescer.add(frame, flow.layout, flow.virtio, link)
+            return
+        if flow.packed:
+            self._sink.put(frame, flow.packed)
+        else:
+            self._sink.write(frame, flow.virtio, flow.layout)
 
     def lone(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
         """Take a whole packet or super-packet at `frame[SIZE:]` that nothing came before or follows."""
-        judged = self._judge(link, frame[SIZE:], gso_type, gso_size, needs_checksum)
-        if judged is not None:
-            self._sink.write(frame, judged[1], judged[0])
+        flow = self._judge(link, frame, gso_type, gso_size, needs_checksum)
+        if flow is None:
+            return
+        if flow.packed:
+            self._sink.put(frame, flow.packed)
+        else:
+            self._sink.write(frame, flow.virtio, flow.layout)
 
     def run(
         self,
@@ -100,15 +131,54 @@ class Delivery:
         self._coalescer.flush()
 
     def _judge(
-        self, link: Link, packet: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
-    ) -> tuple[Layout, Header] | None:
+        self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
+    ) -> InFlow | None:
+        """Return what is known of a good packet; None where it was dropped."""
+        size = len(frame)
+        if size < LEAST4:
+            return self._judge_afresh(None, link, frame, gso_type, gso_size, needs_checksum)
+        if frame[SIZE] == PLAIN_IPV4:
+            read = (IN4_TCP if frame[SIZE + 9] == TCP else IN4)(frame)
+            claimed = SIZE + (frame[SIZE + 2] << 8 | frame[SIZE + 3])
+        elif size < LEAST6:
+            return self._judge_afresh(None, link, frame, gso_type, gso_size, needs_checksum)
+        else:
+            read = (IN6_TCP if frame[SIZE + 6] == TCP else IN6)(frame)
+            claimed = SIZE + IPV6_HEADER + (frame[SIZE + 4] << 8 | frame[SIZE + 5])
+        key = link, gso_type, gso_size, needs_checksum, read
+        flow = self._flows.get(key)
+        if flow is not None and claimed == size and flow.shortest <= size <= flow.longest:
+            return flow
+        return self._judge_afresh(key, link, frame, gso_type, gso_size, needs_checksum)
+
+    def _judge_afresh(
+        self,
+        key: Key | None,
+        link: Link,
+        frame: memoryview,
+        gso_type: int,
+        gso_size: int,
+        needs_checksum: bool,
+    ) -> InFlow | None:
+        packet = frame[SIZE:]
         try:
             layout = dissect(packet)
             self._admit(link, packet)
-            return layout, Header.for_packet(packet, layout, gso_type, gso_size, needs_checksum, self._mtu)
+            virtio = Header.for_packet(packet, layout, gso_type, gso_size, needs_checksum, self._mtu)
         except WireError as error:
             self._dropped[error.reason] += 1
             return None
+        flow = in_flow(frame, layout, virtio, self._sink.offloads)
+        if (
+            key is not None
+            and virtio.gso_type == gso_type
+            and len(frame) <= flow.longest
+            and may_recall(packet, layout)
+        ):
+            if len(self._flows) >= FLOWS_KEPT:
+                self._flows.clear()
+            self._flows[key] = flow
+        return flow
 
     def _admit(self, link: Link, packet: memoryview) -> None:
         verdict = self._policy.inbound(addresses(packet))

@@ -8,28 +8,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from crossedge.meshd.ackfilter import LONGEST, replaces
 from crossedge.meshd.checksum import complete
+from crossedge.meshd.flow import (
+    FLOWS_KEPT,
+    OUT4,
+    OUT4_TCP,
+    OUT6,
+    OUT6_TCP,
+    OutFlow,
+    SuperKind,
+    claimed_frame,
+    out_flow,
+    usual_place,
+)
 from crossedge.meshd.growth import RECORD_DATAGRAMS
-from crossedge.meshd.icmp import too_big
 from crossedge.meshd.joining import UdpRun
 from crossedge.meshd.keypair import CounterExhaustedError, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
     IPV4_HEADER,
     IPV6_HEADER,
+    PLAIN_IPV4,
     TCP,
     TCP_CHECKSUM,
-    UDP,
     UDP_CHECKSUM,
-    Layout,
-    checksum_place,
-    dissect,
     may_fragment,
-    outline,
-    transport_header,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, mend, split
@@ -43,6 +49,7 @@ from crossedge.meshd.superframe import (
     SuperframeSealer,
 )
 from crossedge.meshd.superframe import room as superframe_room
+from crossedge.meshd.toobig import IPV6_LEAST, TooBigAnswers
 from crossedge.meshd.train import Train, Transmit
 from crossedge.meshd.transport import TransportSealer
 from crossedge.meshd.transport import room as transport_room
@@ -50,31 +57,27 @@ from crossedge.meshd.unclaimed import Unclaimed
 from crossedge.meshd.virtio import (
     GSO_ECN,
     GSO_NONE,
-    GSO_PROTOCOLS,
     GSO_UDP_L4,
     HEADER,
     NEEDS_CHECKSUM,
     SIZE,
     SMALLEST_SEGMENT,
-    Header,
 )
 from crossedge.wire.errors import WireError
 
 START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
-STAGED_BYTES: Final = 65_536  # per link; then it is sealed without waiting for the drain's end
-IPV6_LEAST: Final = 1280  # bytes: no IPv6 host believes in a shorter path (RFC 8200, 5)
+STAGED_BYTES: Final = FRAME_SIZE + LARGEST_PACKET  # per link; what is more is not kept for the drain's end
 SPARE_STAGES: Final = 64
-ANSWER_RATE: Final = 100.0  # "too big" answers per second
-ANSWER_BURST: Final = 50.0
 
 
 class _Stage:
     """What one drain has for one link: frames one after the other, and under which keypair they leave."""
 
-    __slots__ = ("data", "ends", "keypair", "sealed", "superframes")
+    __slots__ = ("ends", "keypair", "sealed", "superframes", "used", "view")
 
     def __init__(self, keypair: Keypair) -> None:
-        self.data = bytearray()
+        self.view = memoryview(bytearray(STAGED_BYTES))
+        self.used = 0
         self.ends: list[int] = []
         self.keypair = keypair
         self.superframes = False
@@ -85,18 +88,17 @@ class Outbound:
     """Takes frames from the TUN one by one; `flush` ends the drain."""
 
     __slots__ = (
-        "_answer_tokens",
-        "_answered",
         "_dropped",
+        "_flows",
         "_frames",
         "_packets",
         "_policy",
         "_run",
         "_run_of",
-        "_sink",
         "_spare",
         "_split",
         "_stages",
+        "_too_big",
         "_train",
         "_unclaimed",
         "_unknown",
@@ -116,10 +118,12 @@ class Outbound:
         dropped: Counter[str],
     ) -> None:
         self._policy = policy
-        self._sink = sink
         self._wanted = wanted
         self._unknown = unknown
         self._dropped = dropped
+        self._flows: dict[tuple[Any, ...], OutFlow] = {}
+        policy.watch(self._flows.clear)
+        self._too_big = TooBigAnswers(sink, dropped)
         self._unclaimed = Unclaimed()
         self._train = Train(transmit)
         self._frames = SuperframeSealer(self._train)
@@ -127,8 +131,6 @@ class Outbound:
         self._stages: dict[Link, _Stage] = {}
         self._spare: list[_Stage] = []
         self._wants: set[Link] = set()
-        self._answered = float("-inf")
-        self._answer_tokens = ANSWER_BURST
         self.buffer = bytearray(SIZE + LARGEST_PACKET + RECORD_DATAGRAMS)
         """The TUN is read into this; `take` overwrites it."""
         self.view = memoryview(self.buffer)
@@ -143,49 +145,83 @@ class Outbound:
             if self._run.append(buffer, length, self.view):
                 return
             self._close_run()
-        version = buffer[SIZE] >> 4
+        if buffer[SIZE] == PLAIN_IPV4:
+            key = (OUT4_TCP if buffer[SIZE + 9] == TCP else OUT4)(buffer)
+        else:
+            key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
+        flow = self._flows.get(key)
+        if flow is None or length < flow.least or (flow.kind is not None and claimed_frame(buffer) != length):
+            self._take_afresh(key, length, now)
+            return
+        link = flow.link
+        stage = self._stages.get(link) or self._open(link, now)
+        try:
+            if stage is None:
+                self._wait(link, length)
+            elif flow.kind is not None:
+                self._super_packet(link, stage, buffer, self.view, length, flow.kind, now)
+            elif not stage.superframes or flow.joinable:
+                self._plain(link, stage, length, flow.partial, flow.start, flow.offset, now)
+            else:
+                FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
+                self._stage_packet(link, stage, length)
+        except WireError:
+            self._dropped["outbound-malformed"] += 1
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+
+    def _take_afresh(self, key: tuple[Any, ...], length: int, now: float) -> None:
+        """Take a frame of which nothing is remembered; what its key says about it then is."""
+        link = self._judge(length, now)
+        if link is None:
+            return
+        stage = self._stages.get(link) or self._open(link, now)
+        if stage is None:
+            self._wait(link, length)
+            return
+        frame = self.view[:length]
+        flags, gso_type, _, _, start, offset = HEADER.unpack_from(frame)
+        try:
+            kind = SuperKind.of(frame) if gso_type & ~GSO_ECN != GSO_NONE else None
+            flow = out_flow(frame, link, kind)
+            if flow is not None:
+                if len(self._flows) >= FLOWS_KEPT:
+                    self._flows.clear()
+                self._flows[key] = flow
+            if kind is not None:
+                self._super_packet(link, stage, self.buffer, self.view, length, kind, now)
+            else:
+                self._plain(link, stage, length, bool(flags & NEEDS_CHECKSUM), start, offset, now)
+        except WireError:
+            self._dropped["outbound-malformed"] += 1
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+
+    def _judge(self, length: int, now: float) -> Link | None:
+        """Return to whom the frame in the buffer may go; None where it was dropped or waits to be claimed."""
+        version = self.buffer[SIZE] >> 4
         if version == 4 and length >= SIZE + IPV4_HEADER:
             verdict = self._policy.outbound(bytes(self.view[SIZE + 12 : SIZE + 20]))
         elif version == 6 and length >= SIZE + IPV6_HEADER:
             verdict = self._policy.outbound(bytes(self.view[SIZE + 8 : SIZE + 40]))
         else:
             verdict = "outbound-version"
-        if isinstance(verdict, str):
-            self._dropped[verdict] += 1
-            if verdict == NO_PEER:
-                first, last = (16, 20) if version == 4 else (24, 40)
-                self._unclaimed.hold(bytes(self.view[:length]), now)
-                self._unknown(bytes(self.view[SIZE + first : SIZE + last]))
-            return
-        stage = self._stages.get(verdict) or self._open(verdict, now)
-        if stage is None:
-            self._hold(verdict, self.view[:length])
-            if verdict not in self._wants:
-                self._wants.add(verdict)
-                self._wanted(verdict)
-            return
-        flags, gso_type, _, gso_size, start, offset = HEADER.unpack_from(buffer)
-        gso_type &= ~GSO_ECN
-        try:
-            if gso_type == GSO_NONE:
-                if flags and self._begin_run(verdict, stage, length):
-                    return
-                self._packet(verdict, stage, length, bool(flags & NEEDS_CHECKSUM), start, offset, now)
-            elif not flags & NEEDS_CHECKSUM:
-                raise WireError("gso-checksum")
-            else:
-                self._super_packet(verdict, stage, buffer, length, gso_type, gso_size, start, now)
-        except WireError:
-            self._dropped["outbound-malformed"] += 1
-        except CounterExhaustedError:
-            self._dropped["counter-exhausted"] += 1
+        if not isinstance(verdict, str):
+            return verdict
+        self._dropped[verdict] += 1
+        if verdict == NO_PEER:
+            first, last = (16, 20) if version == 4 else (24, 40)
+            self._unclaimed.hold(bytes(self.view[:length]), now)
+            self._unknown(bytes(self.view[SIZE + first : SIZE + last]))
+        return None
 
     def flush(self, now: float) -> None:
         """Seal and send what was staged, and tell the sessions."""
         if self._run_of is not None:
             self._close_run()
         for link, stage in self._stages.items():
-            self._seal(link, stage)
+            if stage.ends:
+                self._seal(link, stage)
         self._train.send()
         for link, stage in self._stages.items():
             if stage.sealed:
@@ -232,31 +268,38 @@ class Outbound:
 
     def _stage(self, link: Link, stage: _Stage, frame: memoryview) -> None:
         """Take a frame whose frame header is written."""
-        stage.data += frame
-        stage.ends.append(len(stage.data))
-        if len(stage.data) >= STAGED_BYTES:
+        after = stage.used + len(frame)
+        if after > STAGED_BYTES:
             self._seal(link, stage)
+            after = len(frame)
+        stage.view[stage.used : after] = frame
+        stage.used = after
+        stage.ends.append(after)
 
     def _seal(self, link: Link, stage: _Stage) -> None:
         """Seal what is staged for a link into the train."""
-        if not stage.ends:
-            return
         try:
-            with memoryview(stage.data) as data:
-                if stage.superframes:
-                    refused = self._frames.frames(link, stage.keypair, data, stage.ends)
-                    if refused:
-                        self._dropped["outbound-too-big"] += refused
-                else:
-                    start = 0
-                    for end in stage.ends:
-                        self._packets.packet(link, stage.keypair, data[start + FRAME_SIZE : end])
-                        start = end
+            if stage.superframes:
+                refused = self._frames.frames(link, stage.keypair, stage.view[: stage.used], stage.ends)
+                if refused:
+                    self._dropped["outbound-too-big"] += refused
+            else:
+                start = 0
+                for end in stage.ends:
+                    self._packets.packet(link, stage.keypair, stage.view[start + FRAME_SIZE : end])
+                    start = end
         except CounterExhaustedError:
             self._dropped["counter-exhausted"] += len(stage.ends)
-        stage.sealed += len(stage.data)
-        stage.data.clear()
+        stage.sealed += stage.used
+        stage.used = 0
         stage.ends.clear()
+
+    def _wait(self, link: Link, length: int) -> None:
+        """Let the frame in the buffer wait for what its link needs to send."""
+        self._hold(link, self.view[:length])
+        if link not in self._wants:
+            self._wants.add(link)
+            self._wanted(link)
 
     def _hold(self, link: Link, frame: memoryview) -> None:
         dropped = link.hold(bytes(frame))
@@ -265,11 +308,17 @@ class Outbound:
 
     # --- Plain packets -------------------------------------------------------------------------------------
 
+    def _plain(
+        self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
+    ) -> None:
+        if not (partial and self._begin_run(link, stage, length)):
+            self._packet(link, stage, length, partial, start, offset, now)
+
     def _packet(
         self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
     ) -> None:
         packet = self.view[SIZE:length]
-        if partial and not (stage.superframes and _usual_place(packet, start, offset)):
+        if partial and not (stage.superframes and usual_place(packet, start, offset)):
             if start + offset + 2 > len(packet):
                 raise WireError("checksum-place")
             complete(packet, start, start + offset, udp=offset == UDP_CHECKSUM)
@@ -278,19 +327,18 @@ class Outbound:
             self._too_long(link, stage, length, now)
             return
         FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM if partial else 0, GSO_NONE, 0, length - SIZE)
-        if length <= SIZE + LONGEST and stage.ends and self._replaced(stage, length):
-            self._dropped["outbound-ack-superseded"] += 1
-            return
-        self._stage(link, stage, self.view[START:length])
+        self._stage_packet(link, stage, length)
 
-    def _replaced(self, stage: _Stage, length: int) -> bool:
-        """Put the frame in the place of the last one staged where it makes that redundant."""
-        start = stage.ends[-2] if len(stage.ends) > 1 else 0
-        last = stage.data[start:]
-        if len(last) != length - START or not replaces(self.view[SIZE:length], last[FRAME_SIZE:]):
-            return False
-        stage.data[start:] = self.view[START:length]
-        return True
+    def _stage_packet(self, link: Link, stage: _Stage, length: int) -> None:
+        """Take the packet in the buffer, whose frame header is written, or put it in the last one's place."""
+        frame = self.view[START:length]
+        if length <= SIZE + LONGEST and stage.ends:
+            last = stage.view[stage.ends[-2] if len(stage.ends) > 1 else 0 : stage.used]
+            if len(last) == len(frame) and replaces(frame[FRAME_SIZE:], last[FRAME_SIZE:]):
+                last[:] = frame
+                self._dropped["outbound-ack-superseded"] += 1
+                return
+        self._stage(link, stage, frame)
 
     def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:
         """Do with a packet what can be done where transport data has no room for it.
@@ -313,23 +361,7 @@ class Outbound:
             FRAME.pack_into(self.buffer, START, 0, GSO_NONE, 0, len(packet))
             self._stage(link, stage, self.view[START:length])
         else:
-            self._answer(packet, room, now)
-
-    def _answer(self, packet: memoryview, mtu: int, now: float) -> None:
-        """Tell the sender of a packet how long it may be, within a rate."""
-        self._dropped["outbound-too-big"] += 1
-        self._answer_tokens = min(ANSWER_BURST, self._answer_tokens + (now - self._answered) * ANSWER_RATE)
-        self._answered = now
-        if self._answer_tokens < 1.0:
-            self._dropped["too-big-answer-rate"] += 1
-            return
-        if packet[0] >> 4 == 6:
-            mtu = max(mtu, IPV6_LEAST)  # a host ignores less
-        answer = too_big(packet, outline(packet), mtu)
-        if answer is not None:
-            self._answer_tokens -= 1.0
-            frame = memoryview(bytearray(bytes(SIZE) + answer))
-            self._sink.write(frame, Header(0, GSO_NONE, 0, 0, 0, 0), dissect(answer))
+            self._too_big.answer(packet, room, now)
 
     # --- Runs of UDP packets -------------------------------------------------------------------------------
 
@@ -351,14 +383,14 @@ class Outbound:
             return
         (link, stage), run = self._run_of, self._run
         self._run_of = None
-        length = run.finish()
-        _, gso_type, _, gso_size, start, _ = HEADER.unpack_from(run.buffer)
+        joined, length = run.count, run.finish()
         try:
-            if gso_type == GSO_NONE:
+            if joined == 1:
                 FRAME.pack_into(run.buffer, START, PARTIAL_CHECKSUM, GSO_NONE, 0, length - SIZE)
                 self._stage(link, stage, run.view[START:length])
             else:
-                self._super_packet(link, stage, run.buffer, length, gso_type, gso_size, start, 0.0)
+                kind = SuperKind.of(run.view[:length])
+                self._super_packet(link, stage, run.buffer, run.view, length, kind, 0.0)
         except CounterExhaustedError:
             self._dropped["counter-exhausted"] += 1
 
@@ -369,129 +401,99 @@ class Outbound:
         link: Link,
         stage: _Stage,
         buffer: bytearray,
+        view: memoryview,
         length: int,
-        gso_type: int,
-        gso_size: int,
-        start: int,
+        kind: SuperKind,
         now: float,
     ) -> None:
-        view = memoryview(buffer)
-        packet = view[SIZE:length]
-        layout = dissect(packet)
-        header = transport_header(packet, layout)
-        if (
-            GSO_PROTOCOLS.get((gso_type, layout.version)) != layout.protocol
-            or not header
-            or not gso_size
-            or start != layout.transport
-        ):
-            raise WireError("gso-type")
-        tcp = layout.protocol == TCP
+        """Send the super-packet in the first `length` bytes of a buffer, of which `view` is the view."""
         if not stage.superframes:
-            self._seal(link, stage)
-            stride = transport_room(link) - header
-            if gso_size <= stride or tcp:
-                stride = min(stride, gso_size)
-                self._packets.super_packet(link, stage.keypair, packet, layout, header, stride)
-                stage.sealed += len(packet)
-            elif link.stock and not may_fragment(packet):
-                self._answer(packet[: header + gso_size], transport_room(link), now)
-            else:
-                self._cut(link, stage, packet, layout, header, gso_size, now)
+            self._as_transport(link, stage, view[SIZE:length], kind, now)
             return
-        stride = superframe_room(link) - FRAME_SIZE - header
-        if not tcp or gso_size <= stride:
-            stride -= stride % gso_size
-        payload = len(packet) - header
-        if gso_type not in link.gso or stride < SMALLEST_SEGMENT or payload > POSITIONS * stride:
-            self._cut(link, stage, packet, layout, header, gso_size, now)
+        path = link.datagram_size, link.largest_chunk, link.growth.datagrams, link.overhead, link.gso
+        if path != kind.path:
+            self._measure(link, kind)
+            kind.path = path
+        payload = length - SIZE - kind.header
+        stride = kind.stride
+        if not stride or payload > POSITIONS * stride:
+            self._cut(link, stage, view[SIZE:length], kind, now)
             return
+        gso_type, gso_size = kind.gso_type, kind.gso_size
         if payload <= stride:
-            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, len(packet))
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
             self._stage(link, stage, view[START:length])
             return
-        self._seal(link, stage)
-        stage.sealed += len(packet)
-        if link.growth.datagrams > 1 and self._records(
-            link, stage, buffer, length, layout, header, gso_type, gso_size
-        ):
-            return
-        FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
-        self._frames.pieces(link, stage.keypair, buffer, START, length, FRAME_SIZE + header, stride)
+        if stage.ends:
+            self._seal(link, stage)
+        stage.sealed += length - SIZE
+        if not kind.most:
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
+            head = FRAME_SIZE + kind.header
+            self._frames.pieces(link, stage.keypair, buffer, START, length, head, stride)
+        elif payload > kind.most:
+            self._records(link, stage, buffer, view, length, kind)
+        else:
+            FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
+            self._frames.whole(link, stage.keypair, buffer, START, length)
+
+    def _measure(self, link: Link, kind: SuperKind) -> None:
+        """Work out how super-packets of a kind are cut on a link's path as it is now."""
+        gso_size, head = kind.gso_size, FRAME_SIZE + kind.header
+        stride = superframe_room(link) - head
+        if kind.layout.protocol != TCP or gso_size <= stride:
+            stride -= stride % gso_size
+        kind.stride = stride if kind.gso_type in link.gso and stride >= SMALLEST_SEGMENT else 0
+        room = self._frames.record_room(link) if link.growth.datagrams > 1 else 0
+        kind.most = max(0, (room - head) // gso_size * gso_size)
 
     def _records(
-        self,
-        link: Link,
-        stage: _Stage,
-        buffer: bytearray,
-        length: int,
-        layout: Layout,
-        header: int,
-        gso_type: int,
-        gso_size: int,
-    ) -> bool:
-        """Send a super-packet as records of several datagrams; False, and nothing sent, where none fits.
+        self, link: Link, stage: _Stage, buffer: bytearray, view: memoryview, length: int, kind: SuperKind
+    ) -> None:
+        """Send a super-packet that no one record has room for as several super-packets, made in place.
 
-        If one record has no room for all of it, it becomes several super-packets, in place: the headers of
-        each are written over the end of the one before, which is sealed already.
+        The headers of each are written over the end of the one before, which is sealed already.
         """
-        packet = memoryview(buffer)[SIZE:length]
-        head, payload = FRAME_SIZE + header, len(packet) - header
-        most = (self._frames.record_room(link) - head) // gso_size * gso_size
-        if most <= 0:
-            return False
-        parts = -(-payload // most)
-        step = -(-payload // parts // gso_size) * gso_size if parts > 1 else payload
-        template = bytes(packet[:header])
+        header, gso_size = kind.header, kind.gso_size
+        payload = length - SIZE - header
+        parts = -(-payload // kind.most)
+        step = -(-payload // parts // gso_size) * gso_size
+        template = bytes(view[SIZE : SIZE + header])
         for before in range(0, payload, step):
             after = min(before + step, payload)
             start, end = START + before, SIZE + header + after
             behind = buffer[end : end + RECORD_DATAGRAMS]
-            if parts > 1:
-                part = packet[before : header + after]
-                part[:header] = template
-                mend(part, layout, before, gso_size, after == payload)
-            FRAME.pack_into(
-                buffer, start, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, end - start - FRAME_SIZE
-            )
+            part = view[SIZE + before : end]
+            part[:header] = template
+            mend(part, kind.layout, before, gso_size, after == payload)
+            flags, size = PARTIAL_CHECKSUM | LAST_PIECE, end - start - FRAME_SIZE
+            FRAME.pack_into(buffer, start, flags, kind.gso_type, gso_size, size)
             self._frames.whole(link, stage.keypair, buffer, start, end)
             buffer[end : end + RECORD_DATAGRAMS] = behind
-        return True
 
-    def _cut(
-        self,
-        link: Link,
-        stage: _Stage,
-        packet: memoryview,
-        layout: Layout,
-        header: int,
-        gso_size: int,
-        now: float,
+    def _as_transport(
+        self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float
     ) -> None:
+        """Send a super-packet to a peer that takes no superframes, or not yet."""
+        if stage.ends:
+            self._seal(link, stage)
+        header, gso_size = kind.header, kind.gso_size
+        stride = transport_room(link) - header
+        if gso_size <= stride or kind.layout.protocol == TCP:
+            stride = min(stride, gso_size)
+            self._packets.super_packet(link, stage.keypair, packet, kind.layout, header, stride)
+            stage.sealed += len(packet)
+        elif link.stock and not may_fragment(packet):
+            self._too_big.answer(packet[: header + gso_size], transport_room(link), now)
+        else:
+            self._cut(link, stage, packet, kind, now)
+
+    def _cut(self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float) -> None:
         """Send a super-packet as plain packets, each as one that was read from the TUN alone."""
-        whole = bytearray(packet)
+        whole, layout = bytearray(packet), kind.layout
         offset = TCP_CHECKSUM if layout.protocol == TCP else UDP_CHECKSUM
         with memoryview(whole) as view:
-            for size in split(view, layout, header, gso_size, self._split, full=False):
+            for size in split(view, layout, kind.header, kind.gso_size, self._split, full=False):
                 self.view[SIZE : SIZE + size] = self._split[:size]
                 HEADER.pack_into(self.buffer, 0, NEEDS_CHECKSUM, GSO_NONE, 0, 0, layout.transport, offset)
                 self._packet(link, stage, SIZE + size, True, layout.transport, offset, now)
-
-
-def _usual_place(packet: memoryview, start: int, offset: int) -> bool:
-    """Tell whether the receiver will find the checksum where the kernel says it is, from the packet alone.
-
-    It is elsewhere where the packet is a tunnel of its own, and the kernel means the header inside of it.
-    """
-    first = packet[0]
-    if first == 0x45:
-        protocol, transport = packet[9], IPV4_HEADER
-    elif first >> 4 == 6:
-        protocol, transport = packet[6], IPV6_HEADER
-    else:
-        protocol, transport = -1, 0
-    if start == transport and (
-        (protocol == TCP and offset == TCP_CHECKSUM) or (protocol == UDP and offset == UDP_CHECKSUM)
-    ):
-        return True
-    return checksum_place(packet, dissect(packet)) == start + offset

@@ -29,6 +29,7 @@ IPV4_HEADER: Final = 20  # without options (RFC 791)
 IPV6_HEADER: Final = 40  # RFC 8200
 TCP_HEADER: Final = 20  # without options (RFC 9293)
 UDP_HEADER: Final = 8  # RFC 768
+PLAIN_IPV4: Final = 0x45  # first byte of a packet without options
 
 MORE_FRAGMENTS: Final = 0x2000
 DONT_FRAGMENT: Final = 0x4000

@@ -8,6 +8,7 @@ of addresses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from crossedge.meshd.allowedips import AllowedIPs
@@ -22,36 +23,36 @@ NO_PEER: Final = "outbound-no-peer"
 class Policy:
     """The judge of inner addresses. A verdict is a link, or the reason (a counter's name) for a drop."""
 
-    __slots__ = ("_allowed", "_inbound", "_outbound", "_own", "_versions")
+    __slots__ = ("_allowed", "_inbound", "_outbound", "_own")
 
     def __init__(self, allowed: AllowedIPs[Link], own: AllowedIPs[bool]) -> None:
         """Take the peers' networks and ours; both may change at any time."""
         self._allowed = allowed
         self._own = own
-        self._versions = (-1, -1)
         self._inbound: dict[bytes, Link | str] = {}
         self._outbound: dict[bytes, Link | str] = {}
+        self.watch(self._inbound.clear)
+        self.watch(self._outbound.clear)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever verdicts may become others, and what was concluded from them is void."""
+        self._allowed.watch(changed)
+        self._own.watch(changed)
 
     def outbound(self, addresses: bytes) -> Link | str:
         """Judge a packet that wants to leave, by its packed source and destination, joined."""
-        cache = self._outbound
-        if self._versions != (self._allowed.version, self._own.version):
-            self._forget()
-        verdict = cache.get(addresses)
+        verdict = self._outbound.get(addresses)
         if verdict is None:
             verdict = self._judge_outbound(*_halves(addresses))
-            _remember(cache, addresses, verdict)
+            _remember(self._outbound, addresses, verdict)
         return verdict
 
     def inbound(self, addresses: bytes) -> Link | str:
         """Judge a packet that arrived: returns the only link that it may have come through."""
-        cache = self._inbound
-        if self._versions != (self._allowed.version, self._own.version):
-            self._forget()
-        verdict = cache.get(addresses)
+        verdict = self._inbound.get(addresses)
         if verdict is None:
             verdict = self._judge_inbound(*_halves(addresses))
-            _remember(cache, addresses, verdict)
+            _remember(self._inbound, addresses, verdict)
         return verdict
 
     def _judge_outbound(self, source: bytes, destination: bytes) -> Link | str:
@@ -70,11 +71,6 @@ class Policy:
         if not is_unicast(destination):
             return "inner-multicast"
         return link if self._own.lookup(destination) else "inner-destination"
-
-    def _forget(self) -> None:
-        self._versions = (self._allowed.version, self._own.version)
-        self._inbound.clear()
-        self._outbound.clear()
 
 
 def _halves(addresses: bytes) -> tuple[bytes, bytes]:

@@ -75,7 +75,11 @@ class Side:
         for prefix in self.own:
             self.mine.insert(ip_network(prefix), True)
         self.indices: dict[int, tuple[object, Keypair]] = {}
-        self.plane = DataPlane(
+        self.plane = self.fresh_plane()
+
+    def fresh_plane(self) -> DataPlane:
+        """Return a data path that remembers nothing, between the same ends."""
+        return DataPlane(
             allowed=self.allowed,
             own=self.mine,
             indices=self.indices,

@@ -66,16 +66,17 @@ def test_what_is_no_address_belongs_to_nobody(address: bytes) -> None:
     assert table.lookup(address) is None
 
 
-def test_an_answer_is_forgotten_when_something_changes() -> None:
+def test_an_answer_is_forgotten_when_something_changes_and_who_watches_is_told() -> None:
     table: AllowedIPs[str] = AllowedIPs()
     address = ip_address("fd00::1").packed
+    answers: list[str | None] = []
+    table.watch(lambda: answers.append(table.lookup(address)))
     assert table.lookup(address) is None
-    before = table.version
     table.insert(ip_network("fd00::/64"), "peer")
     assert table.lookup(address) == "peer"
     table.remove(ip_network("fd00::/64"))
     assert table.lookup(address) is None
-    assert table.version == before + 2
+    assert answers == ["peer", None]
 
 
 def test_the_cache_is_bounded() -> None:
