@@ -75,10 +75,11 @@ class Pinging:
         return self._process.poll() is None
 
     def stop(self, *, after: int = 10) -> PingResult:
-        """End it after so many further answers; return what it saw until the last of them."""
+        """End it after so many further answers, if it goes on; return what it saw until the last answer."""
         wanted = self.answered + after
-        until("the ping is answered again", lambda: self.answered >= wanted, 10.0)
-        self._process.send_signal(signal.SIGINT)
+        until("the ping is answered again", lambda: self.answered >= wanted or not self.running, 10.0)
+        if self.running:
+            self._process.send_signal(signal.SIGINT)
         seen = self.result(0.0)
         return replace(seen, sent=max(seen.times), received=len(seen.times))
 

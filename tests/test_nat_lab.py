@@ -165,8 +165,10 @@ def work(fleet: Fleet, schedule: Schedule) -> list[Meeting]:
     """Let pairs meet, one after the other, until all have."""
     rows = []
     while (pair := schedule.take()) is not None:
-        rows.append(meet(fleet, *pair))
-        schedule.done(pair)
+        try:
+            rows.append(meet(fleet, *pair))
+        finally:
+            schedule.done(pair)  # else who waits for these nodes would wait for ever
     return rows
 
 
