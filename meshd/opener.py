@@ -324,7 +324,7 @@ class Opener:
         sealed: bytes | memoryview = b""
         if segment:
             if number_of(datagrams[first]) < count:
-                return after, self._part(link, keypair, aead, received, datagrams[first], source, now)
+                return after, self._chunks(link, keypair, aead, received, datagrams[first], source, now)
             sealed = sealed_in(received, datagrams[first])
         elif not index and len(datagrams) - first >= count:
             after = first + count
@@ -359,12 +359,12 @@ class Opener:
             if segment
             else datagrams[first:after]
         ):
-            one = self._chunk(link, keypair, aead, received, datagram, source, now)
+            one = self._chunks(link, keypair, aead, received, datagram, source, now)
             opened += one[0]
             size += one[1]
         return after, (opened, size)
 
-    def _part(
+    def _chunks(
         self,
         link: Link,
         keypair: Keypair,
@@ -374,32 +374,17 @@ class Opener:
         source: Endpoint,
         now: float,
     ) -> tuple[int, int]:
-        """Take consecutive chunks that lie side by side, but are not a whole record."""
-        counter, index, _, _, count, _, _ = datagram
+        """Take one chunk, or consecutive ones that lie side by side but are not a whole record."""
+        counter, index, start, end, count, segment, _ = datagram
         record = (keypair.local_index, counter)
-        if not self._wanted(link, keypair, record, source, number_of(datagram)):
+        if not self._wanted(link, keypair, record, source, number_of(datagram) if segment else 1):
             return 0, 0
-        parts = chunks_in(received, datagram)
-        complete = self._reassembly.add_run(record, index, count, parts, source, now)
-        return self._complete(link, keypair, aead, record, count, complete)
-
-    def _chunk(
-        self,
-        link: Link,
-        keypair: Keypair,
-        aead: Aead,
-        received: memoryview,
-        datagram: Datagram,
-        source: Endpoint,
-        now: float,
-    ) -> tuple[int, int]:
-        """Take one chunk."""
-        counter, index, start, end, count, _, _ = datagram
-        record = (keypair.local_index, counter)
-        if not self._wanted(link, keypair, record, source, 1):
-            return 0, 0
-        part = bytes(received[start + HEADER_SIZE : end])
-        complete = self._reassembly.add(record, index, count, part, source, now)
+        if segment:
+            parts = chunks_in(received, datagram)
+            complete = self._reassembly.add_run(record, index, count, parts, source, now)
+        else:
+            part = bytes(received[start + HEADER_SIZE : end])
+            complete = self._reassembly.add(record, index, count, part, source, now)
         return self._complete(link, keypair, aead, record, count, complete)
 
     def _wanted(

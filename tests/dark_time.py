@@ -17,6 +17,7 @@ from typing import Any
 
 from crossedge.lab.pings import PingRun, Running
 from tests.daemon_fleet import Fleet
+from tests.waiting import eventually
 
 INTERVAL = 0.01
 RUNS = 20
@@ -178,31 +179,33 @@ class Trial:
 
     def steady(self, path: str) -> None:
         """Wait until both use that path, both rendezvous know both, and no ping is missed for a while."""
-        began = time.time()
-        since = began + STEADY_WITHIN
+        since: float | None = None
         fleet, (a, b) = self.fleet, (self.pair.a, self.pair.b)
-        while True:
+
+        def settled() -> bool:
+            nonlocal since
             now = time.time()
             ready = (
                 fleet.path(a, b) == path
                 and all(server_state(fleet, name) for name in (a, b))
                 and all(watch.quiet_since(now - 2 * LOOK) for watch in self.watches)
             )
-            since = min(since, now) if ready else now + STEADY_WITHIN
-            if now - since >= QUIET:
-                return
-            assert now - began < STEADY_WITHIN, (
-                f"{self.name}: not steady within {STEADY_WITHIN} s: {fleet.path(a, b)}, "
-                f"{fleet.peer(a, b)}, {fleet.peer(b, a)}"
-            )
-            time.sleep(LOOK)  # between two looks at what ping has written
+            since = (since or now) if ready else None
+            return since is not None and now - since >= QUIET
+
+        assert eventually(settled, STEADY_WITHIN, LOOK), (
+            f"{self.name}: not steady within {STEADY_WITHIN} s: {fleet.path(a, b)}, "
+            f"{fleet.peer(a, b)}, {fleet.peer(b, a)}"
+        )
 
     def watch(self, since: float, window: float = WINDOW) -> tuple[float, int]:
         """Watch what the fault does, `window` seconds at least; return seconds of dark and pings lost."""
-        while (now := time.time()) < since + AT_MOST:
-            if now >= since + window and all(watch.quiet_since(now - QUIET) for watch in self.watches):
-                break
-            time.sleep(LOOK)  # likewise
+
+        def over() -> bool:
+            now = time.time()
+            return now >= since + window and all(watch.quiet_since(now - QUIET) for watch in self.watches)
+
+        eventually(over, since + AT_MOST - time.time(), LOOK)
         end = time.time()
         found = [watch.silence(since, end) for watch in self.watches]
         return max(dark for dark, _ in found), sum(lost for _, lost in found)
@@ -237,7 +240,9 @@ def measure(
             trial = Trial(fleet, pair, f"{slug}-{run}")
             try:
                 trial.steady("direct")
-                time.sleep(chance.random() * PHASE)  # a fault comes at any time
+                time.sleep(
+                    chance.random() * PHASE
+                )  # no condition: a fault comes at any time between heartbeats
                 dark, lost = trial.watch(fault(fleet, pair, run), window)
             finally:
                 trial.stop()

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from crossedge.lab.demo_mesh import CONFIG
+from crossedge.lab.demo_mesh import CONFIG, Member
 from crossedge.meshd.daemon import CLOCK_INTERVAL
 from tests import jumping_meshd
 from tests.daemon_fleet import Fleet, a_fleet, plug_in
@@ -71,9 +71,8 @@ def started(text: str, output: Path) -> Iterator[Fleet]:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     with a_fleet(text, output) as made:
 
-        def ready(member: object) -> bool:
-            name = member.name  # type: ignore[attr-defined]  # a Member
-            return server_state(made, name) and made.status(name)["nat"]["mapping"] != "unknown"
+        def ready(member: Member) -> bool:
+            return server_state(made, member.name) and made.status(member.name)["nat"]["mapping"] != "unknown"
 
         made.mesh.wait("every node is registered and has checked its NAT", ready, STEADY_WITHIN)
         yield made

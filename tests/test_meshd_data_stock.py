@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -40,8 +41,8 @@ def both(batches: list[list[bytes]], *, stock: bool = True) -> tuple[Side, Side,
     """Two receivers that took the same: in runs, and one by one; and the runs."""
     runs: list[stockrun.Run] = []
 
-    def spy(*args: object) -> stockrun.Run:
-        runs.append(stockrun.open_run(*args))  # type: ignore[arg-type]  # handed on as it came
+    def spy(*args: Any) -> stockrun.Run:
+        runs.append(stockrun.open_run(*args))
         return runs[-1]
 
     sides = []
@@ -67,7 +68,7 @@ def check_alike(fast: Side, slow: Side) -> None:
     assert (one.replay._newest, one.replay._words) == (other.replay._newest, other.replay._words)
 
 
-FLOWS = (
+FLOWS: tuple[dict[str, Any], ...] = (
     {"port": 1000},
     {"port": 1001, "df": False},
     {"port": 1002, "options": b""},
@@ -108,7 +109,7 @@ def plaintexts(chosen: list[Step], start: int, padding: int) -> list[bytes]:
             now = "none" if left else change
             size_now = {"short": size - 5, "longer": size + 1, "empty": 0}.get(now, size)
             sequence = sequences[flow] + 3 * (now == "gap")
-            fields: dict[str, object] = {
+            fields: dict[str, Any] = {
                 "sequence": sequence,
                 "identification": (numbers[flow] + (now == "number")) & 0xFFFF,
                 "flags": {"push": 0x18, "fin": 0x11, "syn": 0x12, "ece": 0x50, "cwr": 0x90}.get(now, 0x10),
@@ -118,7 +119,7 @@ def plaintexts(chosen: list[Step], start: int, padding: int) -> list[bytes]:
             }
             if now == "options":
                 fields["options"] = b"\1\1\x08\x0a12345679"
-            packet = tcp(noise.randbytes(size_now), **fields)  # type: ignore[arg-type]  # as drawn
+            packet = tcp(noise.randbytes(size_now), **fields)
             if now == "wrong":
                 packet, errors = spoilt(packet, 1 << errors), errors + 1  # powers of two never cancel out
             elif now == "udp":
@@ -183,11 +184,10 @@ def test_runs_come_to_the_tun_as_packets_that_are_opened_one_by_one(
     assert sorted(fast.packets()) == sorted(alone)
 
 
-def stream(count: int, size: int = 1000, **fields: object) -> list[bytes]:
+def stream(count: int, size: int = 1000, **fields: Any) -> list[bytes]:
     """Consecutive TCP packets."""
     return [
-        tcp(bytes([n]) * size, sequence=1000 + n * size, identification=n, **fields)  # type: ignore[arg-type]
-        for n in range(count)
+        tcp(bytes([n]) * size, sequence=1000 + n * size, identification=n, **fields) for n in range(count)
     ]
 
 
@@ -272,12 +272,12 @@ def one_by_one(
     st.integers(0, 3),
 )
 def test_a_super_packet_is_cut_and_sealed_as_each_packet_would_be(
-    length: int, gso_size: int, flow: dict[str, object], start: int, flags: int, path: int, error: int
+    length: int, gso_size: int, flow: dict[str, Any], start: int, flags: int, path: int, error: int
 ) -> None:
     noise = random.Random(length)
-    fields = {"sequence": start, "flags": flags, "identification": start & 0xFFFF, **flow}
+    fields: dict[str, Any] = {"sequence": start, "flags": flags, "identification": start & 0xFFFF, **flow}
     frames = [
-        super_frame(spoilt(tcp(noise.randbytes(size), partial=True, **fields), error), gso_size)  # type: ignore[arg-type]
+        super_frame(spoilt(tcp(noise.randbytes(size), partial=True, **fields), error), gso_size)
         for size in (length, 2 * gso_size, length // 2 + 1)
     ]
     sent = []
