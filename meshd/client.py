@@ -239,7 +239,7 @@ class RendezvousClient:
             if isinstance(message, m.Notify):
                 self._on_notify(message, now)
             elif isinstance(message, m.Called):
-                self._on_called(message)
+                self._emit(events.Called.of(self.server, message))
             else:
                 self.dropped["unexpected-message"] += 1
         elif isinstance(message, m.Page):
@@ -342,11 +342,7 @@ class RendezvousClient:
         self._unsettled = False
         self._registered_key = self._channel.control_key
         self._accepted(message.keepalive, message.observed, now, "registered")
-        self._emit(
-            events.Registered(
-                self.server, message.observed, message.epoch, message.unix_time, message.restarted
-            )
-        )
+        self._emit(events.Registered.of(self.server, message))
         self._puller.heard(message.epoch, message.version, self.keepalive, now)
 
     def _on_keepalive_reply(self, _: Request, message: m.KeepaliveReply, now: float) -> None:
@@ -385,33 +381,14 @@ class RendezvousClient:
         request = self._channel.ask(question, make, answer, now, tries=TRIES, context=subject)
         return None if request is None else request.id
 
-    def _on_called(self, message: m.Called) -> None:
-        self._emit(
-            events.Called(
-                self.server,
-                message.caller,
-                message.caller_seq,
-                message.channel,
-                message.observed,
-                message.sealed,
-                message.record,
-            )
-        )
-
     def _on_call_reply(self, request: Request, message: m.CallReply, _: float) -> None:
-        self._emit(
-            events.CallAnswered(self.server, request.id, request.context, message.status, message.channel)
-        )
+        self._emit(events.CallAnswered.of(self.server, request.id, request.context, message))
 
     def _on_found(self, request: Request, message: m.Found, _: float) -> None:
-        self._emit(
-            events.Found(self.server, request.id, request.context, message.record, message.certificate)
-        )
+        self._emit(events.Found.of(self.server, request.id, request.context, message))
 
     def _on_bound(self, request: Request, message: m.Bound, _: float) -> None:
-        self._emit(
-            events.Bound(self.server, request.id, message.channel, message.observed, message.peer_bound)
-        )
+        self._emit(events.Bound.of(self.server, request.id, message))
 
     # --- What goes wrong ------------------------------------------------------------------------------
 

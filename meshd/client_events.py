@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from crossedge.wire import messages as m
 from crossedge.wire.endpoint import UdpEndpoint
-from crossedge.wire.messages import CallStatus
 
 
 class ClientState(Enum):
@@ -40,6 +40,11 @@ class Registered:
     """What the rendezvous takes for the time, in Unix seconds: a hint."""
     restarted: bool
     """Whether it has not been up for long: peers may not be back yet."""
+
+    @classmethod
+    def of(cls, server: bytes, said: m.Registered) -> Registered:
+        """Return what the rendezvous said."""
+        return cls(server, said.observed, said.epoch, said.unix_time, said.restarted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,11 @@ class Found:
     record: bytes
     certificate: bytes
 
+    @classmethod
+    def of(cls, server: bytes, identity: int, subject: bytes, said: m.Found) -> Found:
+        """Return what the rendezvous said to request `identity`."""
+        return cls(server, identity, subject, said.record, said.certificate)
+
 
 @dataclass(frozen=True, slots=True)
 class Called:
@@ -95,6 +105,13 @@ class Called:
     record: bytes
     """The caller's newest record, or b""."""
 
+    @classmethod
+    def of(cls, server: bytes, said: m.Called) -> Called:
+        """Return what the rendezvous said."""
+        return cls(
+            server, said.caller, said.caller_seq, said.channel, said.observed, said.sealed, said.record
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CallAnswered:
@@ -103,8 +120,13 @@ class CallAnswered:
     server: bytes
     id: int
     target: bytes
-    status: CallStatus
+    status: m.CallStatus
     channel: int
+
+    @classmethod
+    def of(cls, server: bytes, identity: int, target: bytes, said: m.CallReply) -> CallAnswered:
+        """Return what the rendezvous said to request `identity`."""
+        return cls(server, identity, target, said.status, said.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +138,11 @@ class Bound:
     channel: int
     observed: UdpEndpoint
     peer_bound: bool
+
+    @classmethod
+    def of(cls, server: bytes, identity: int, said: m.Bound) -> Bound:
+        """Return what the rendezvous said to request `identity`."""
+        return cls(server, identity, said.channel, said.observed, said.peer_bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from crossedge.meshd.device import Device
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.eventqueue import EventQueue
 from crossedge.meshd.events import MeshEvent, ReachChanged, RoutesChanged, StateToPersist
-from crossedge.meshd.handshakes import Handshakes
+from crossedge.meshd.greeter import Greeter
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.latencyplane import LatencyPlane
 from crossedge.meshd.link import Link
@@ -33,7 +33,6 @@ from crossedge.meshd.peerservices import PeerServices
 from crossedge.meshd.reach import Reach
 from crossedge.meshd.sequence import Sequence as Numbers
 from crossedge.meshd.sequence import tai64n
-from crossedge.meshd.session import Session
 from crossedge.meshd.settings import MeshSettings
 from crossedge.meshd.staticpeer import StaticPeer
 from crossedge.meshd.transmit import Transmit
@@ -44,7 +43,6 @@ from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, UdpEndpoint, remote_of
 from crossedge.wire.errors import WireError
 
-RECENT_INITIATIONS: Final = 64  # accepted ones, whose copies come by other ways
 RESTORED_MAX: Final = 256  # peers that an earlier life was talking to and that are opened at start
 HANDSHAKES: Final = (Kind.INITIATION, Kind.RESPONSE, Kind.COOKIE)
 
@@ -77,7 +75,6 @@ class Mesh:
         self.allowed = allowed
         self.dropped: Counter[str] = Counter()
         self.device = Device(PrivateKey(settings.session_key), random, lambda at: tai64n(numbers.next(at)))
-        self.handshakes = Handshakes(self.device, self._session_of)
         self.members: dict[bytes, MeshPeer] = {}
         self.static: dict[bytes, StaticPeer] = {}
         self.started = now
@@ -87,9 +84,6 @@ class Mesh:
         self._events = EventQueue(self.dropped)
         self._turns: Turns[AnyPeer] = Turns()
         self._owners: dict[Link, AnyPeer] = {}
-        self._recent: dict[bytes, MeshPeer] = {}
-        self._untried: MeshPeer | None = None
-
         self._control_deadline: float | None = None
         self._control = ControlPlane(settings, self, clock, numbers, random, now)
         self.latency = LatencyPlane(settings.certificate.node_id, self.members, random, self._last_now)
@@ -106,6 +100,15 @@ class Mesh:
             random,
         )
         self.control.directory.is_needed = self._is_needed
+        self.greeter = Greeter(
+            self.device,
+            self.members,
+            self.static,
+            self._control.directory.by_session_key,
+            self._control.transmit,
+            self.touch,
+            self.dropped,
+        )
         for static in settings.static_peers:
             peer = StaticPeer(static, self.services, self.device, settings.underlay_mtu, now)
             self.static[static.public_key] = peer
@@ -158,8 +161,7 @@ class Mesh:
     def set_underlay_mtu(self, mtu: int, now: float) -> None:
         """Take the MTU in bytes of the way to the internet; it matters for stock peers."""
         self._now = now
-        changed = [peer.name for peer in self.static.values() if peer.set_underlay_mtu(mtu)]
-        if changed:
+        if [peer for peer in self.static.values() if peer.set_underlay_mtu(mtu)]:
             self.emit(RoutesChanged())
 
     def datagram_too_big(self, endpoint: Endpoint, now: float, size: int = 0) -> None:
@@ -234,7 +236,7 @@ class Mesh:
             return
         kind = classify(datagram)
         if kind in HANDSHAKES:
-            self._handshake(datagram, source, now)
+            self.greeter.receive(datagram, source, now)
         elif kind is Kind.CONTROL:
             self.control.receive(datagram, source, now)
         elif kind is Kind.STUN and not isinstance(source, RelayEndpoint):
@@ -281,45 +283,6 @@ class Mesh:
         elif owner is not None:
             owner.sources.roamed(source, size, now)
         self._pump()
-
-    def _handshake(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        initiation = datagram[0] == Kind.INITIATION
-        again = self._recent.get(datagram) if initiation else None
-        if again is not None:
-            self.dropped["repeated-initiation"] += 1
-            again.sources.repeated(source, len(datagram), now)
-            return
-        session = self.handshakes.receive(datagram, source, now)
-        untried, self._untried = self._untried, None
-        if session is None and untried is not None:
-            untried.refuse()  # whoever wrote it knew the member's public key and no more
-        owner = None if session is None else session.owner
-        if isinstance(owner, MeshPeer):
-            owner.sources.handshaken(source, len(datagram), now)
-            if initiation:
-                if len(self._recent) >= RECENT_INITIATIONS:
-                    del self._recent[next(iter(self._recent))]
-                self._recent[bytes(datagram)] = owner
-        elif isinstance(owner, StaticPeer):
-            owner.heard(source, now)
-            self.touch(owner)
-        while (reply := self.handshakes.poll_transmit()) is not None:
-            answer, destination = reply
-            if not isinstance(owner, MeshPeer) or owner.sources.pays(destination, len(answer)):
-                self._control.transmit(destination, answer)
-            if isinstance(owner, MeshPeer) and answer[0] == Kind.RESPONSE:
-                owner.handshaking.responded(answer, destination, now)
-
-    def _session_of(self, static: bytes) -> Session | None:
-        """Return the session for whoever has this static key, made if need be; None for strangers."""
-        stock = self.static.get(static)
-        if stock is not None:
-            return stock.session
-        member = self.control.directory.by_session_key(static)
-        peer = None if member is None else self.members.get(member.node_id)
-        if peer is not None and not peer.active:
-            self._untried = peer
-        return None if peer is None else peer.accept(self._now)
 
     # --- Time and output --------------------------------------------------------------------------------
 
@@ -372,13 +335,7 @@ class Mesh:
 
     def all_dropped(self) -> Counter[str]:
         """Return what the core dropped and why, the data path's counters not included."""
-        control = self._control
-        parts = [self.dropped, self.device.dropped, control.dropped, control.node.dropped]
-        parts += [control.directory.dropped, *(client.dropped for client in control.clients.values())]
-        total: Counter[str] = Counter()
-        for part in parts:
-            total.update(part)
-        return total
+        return self.dropped + self.device.dropped + self._control.all_dropped()
 
     # --- What survives a restart ------------------------------------------------------------------------
 
@@ -465,7 +422,7 @@ class Mesh:
             peer.sources.learn_relay(relay, now, heard=True)
         peer.seen_at = event.observed.host
         if body.initiation:
-            self._handshake(body.initiation, relay or self.control.clients[event.server].endpoint, now)
+            self.greeter.receive(body.initiation, relay or self.control.clients[event.server].endpoint, now)
         peer.called(body.attempt, body.candidates, body.observed_by, now)
 
     def call_answered(self, node_id: bytes, relay: RelayEndpoint, now: float) -> None:

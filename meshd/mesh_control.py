@@ -456,6 +456,11 @@ class ControlPlane:
                 return item
         return self.nat.poll_transmit()
 
+    def all_dropped(self) -> Counter[str]:
+        """Return what was dropped here, by the directory and by the clients, and why."""
+        parts = [self.node.dropped, self.directory.dropped]
+        return sum((*parts, *(client.dropped for client in self.clients.values())), self.dropped)
+
     def next_deadline(self) -> float:
         """Return when `handle_timeout` has something to do."""
         times = [*(client.next_deadline() for client in self.clients.values()), self.nat.next_deadline()]

@@ -112,7 +112,7 @@ class EvilMember:
         if kind is Kind.RELAY and isinstance(source, UdpEndpoint):
             self._receive(datagram[RELAY_HEADER:], RelayEndpoint(source, unpack_header(datagram)))
         elif kind is Kind.TRANSPORT:
-            opened = self.mesh.handshakes.open_transport(datagram, now)
+            opened = self.mesh.greeter.handshakes.open_transport(datagram, now)
             if opened is not None and opened[2] and not opened[2][0] >> 4:
                 owner = opened[0].owner
                 assert isinstance(owner, MeshPeer)

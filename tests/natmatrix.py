@@ -22,7 +22,8 @@ from crossedge.meshd.events import PathChanged
 from crossedge.meshd.netcheck import EXTRA_SOCKETS, Netcheck, NetcheckReport
 from crossedge.meshd.punch import Phase
 from crossedge.wire.endpoint import RelayEndpoint
-from tests.simworld import PORT, SimNode, SimWorld, StunHost
+from tests.simservers import StunHost
+from tests.simworld import PORT, SimNode, SimWorld
 
 NAMES = (
     "full-cone",

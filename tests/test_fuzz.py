@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.fuzz import Worst, attempt, fuzz
-from tests.fuzz_entries import COVERED, ENTRIES, Entry, decoders
+from tests.fuzz_covered import COVERED, decoders
+from tests.fuzz_entries import ENTRIES, Entry
 
 EXAMPLES = 15
 

@@ -20,7 +20,8 @@ from crossedge.wire.blocklist import Blocklist
 from crossedge.wire.endpoint import UdpEndpoint
 from crossedge.wire.identity import network_id
 from crossedge.wire.record import Record
-from tests.simworld import PORT, TODAY, SimNode, SimServer, SimWorld
+from tests.simservers import SimServer
+from tests.simworld import PORT, TODAY, SimNode, SimWorld
 
 REVOKED = {"long-gone": 9}
 KEPT = 400

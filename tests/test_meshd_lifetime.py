@@ -12,7 +12,8 @@ from crossedge.meshd.lifetime import LADDER, SETTLE, SHORTEST, SOCKETS, Lifetime
 from crossedge.meshd.netcheck import EXTRA_SOCKETS
 from crossedge.meshd.peer import ACTIVE_TIME
 from crossedge.wire.endpoint import SocketEndpoint, UdpEndpoint
-from tests.simworld import PORT, SimWorld, StunHost
+from tests.simservers import StunHost
+from tests.simworld import PORT, SimWorld
 
 LONGEST = LADDER[-1] + SETTLE + 5.0
 
