@@ -46,12 +46,13 @@ Key: TypeAlias = tuple[Link, int, int, bool, tuple[Any, ...]]
 class Delivery:
     """Takes packets of a link, with room for a virtio header in front, and hands good ones to the sink."""
 
-    __slots__ = ("_coalescer", "_dropped", "_flows", "_mtu", "_policy", "_sink")
+    __slots__ = ("_dropped", "_flows", "_mtu", "_policy", "_sink", "coalescer")
 
     def __init__(self, sink: Sink, policy: Policy, mtu: int, dropped: Counter[str]) -> None:
         """`mtu` bounds a segment of a super-packet with its headers, in bytes."""
         self._sink = sink
-        self._coalescer = Coalescer(sink)
+        self.coalescer = Coalescer(sink)
+        """What joins plain packets; runs of transport data grow what was begun here."""
         self._policy = policy
         self._mtu = mtu
         self._dropped = dropped
@@ -61,11 +62,11 @@ class Delivery:
     @property
     def joined(self) -> int:
         """How many packets were written inside of super-packets that were made here."""
-        return self._coalescer.joined
+        return self.coalescer.joined
 
     def follows(self, link: Link, packet: memoryview) -> bool:
         """Take a packet with a whole checksum if it plainly continues the last one (`Coalescer.extend`)."""
-        return self._coalescer.extend(link, packet)
+        return self.coalescer.extend(link, packet)
 
     def frame(
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
@@ -75,9 +76,9 @@ class Delivery:
         if flow is None:
             return
         if flow.virtio.gso_type != GSO_NONE:
-            self._coalescer.flush()
-        elif self._coalescer.growing or len(frame) > flow.shortest:
-            self._coalescer.add(frame, flow.layout, flow.virtio, link)
+            self.coalescer.flush()
+        elif self.coalescer.growing or len(frame) > flow.shortest:
+            self.coalescer.add(frame, flow.layout, flow.virtio, link)
             return
         if flow.packed:
             self._sink.put(frame, flow.packed)
@@ -123,12 +124,12 @@ class Delivery:
         except WireError as error:
             self._dropped[error.reason] += 1
             return
-        self._coalescer.flush()
+        self.coalescer.flush()
         self._sink.write(frame, virtio, layout)
 
     def flush(self) -> None:
         """Write what was kept to be joined."""
-        self._coalescer.flush()
+        self.coalescer.flush()
 
     def _judge(
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool

@@ -168,7 +168,7 @@ class TransportOpener:
 
     def __init__(self, delivery: Delivery, dropped: Counter[str]) -> None:
         self._delivery = delivery
-        self._coalescer = delivery._coalescer  # runs grow what the delivery began
+        self._coalescer = delivery.coalescer
         self._dropped = dropped
         self._view = memoryview(bytearray(SIZE + SCRATCH))
 
