@@ -8,7 +8,7 @@ payload, SACK blocks or options other than timestamps, a number that does not gr
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 ACK: Final = 0x10
 PLAIN: Final = 20  # length of a TCP header without options, in bytes
@@ -16,28 +16,65 @@ STAMPED: Final = 32  # and with nothing but timestamps (RFC 7323, appendix A)
 STAMPS: Final = b"\x01\x01\x08\x0a"
 LONGEST: Final = 40 + STAMPED  # bytes of a packet that is a pure acknowledgement
 HALF: Final = 1 << 31
+WORD: Final = (1 << 32) - 1
+
+
+class _Form(NamedTuple):
+    """Which bits of a packet, read as one number, say what; the packet's length is known."""
+
+    alike: int
+    """Those that are the same in both packets."""
+    fixed: int
+    """Those of them that are the same in every acknowledgement,"""
+    value: int
+    """and what they are then."""
+    number: int
+    """By how many bits the acknowledgement number is shifted."""
+
+
+def _form(version: int, header: int) -> _Form:
+    """Return the form with so long a TCP header."""
+    at = 20 if version == 4 else 40
+    size = at + header
+    alike, fixed, value = bytearray(size), bytearray(size), bytearray(size)
+
+    def must(start: int, wanted: bytes, mask: bytes = b"") -> None:
+        fixed[start : start + len(wanted)] = mask or b"\xff" * len(wanted)
+        value[start : start + len(wanted)] = wanted
+
+    if version == 4:
+        alike[:4] = b"\xff" * 4  # version, service, length
+        alike[12:20] = b"\xff" * 8  # addresses
+        must(0, b"\x45")
+        must(6, bytes(2), b"\xbf\xff")  # no fragment; whether it may become one does not matter
+        must(9, b"\x06")
+    else:
+        alike[:7] = b"\xff" * 7  # all but the hop limit
+        alike[8:40] = b"\xff" * 32
+        must(0, b"\x60", b"\xf0")
+        must(6, b"\x06")
+    alike[at : at + 8] = b"\xff" * 8  # ports and, since neither has a payload, the sequence number
+    must(at + 12, bytes((header << 2, ACK)))
+    if header == STAMPED:
+        must(at + PLAIN, STAMPS)
+    whole = [int.from_bytes(each, "big") for each in (alike, fixed, value)]
+    return _Form(whole[0] | whole[1], whole[1], whole[2], 8 * (size - at - 12))
+
+
+_FORMS: Final = {
+    (version, (20 if version == 4 else 40) + header): _form(version, header)
+    for version in (4, 6)
+    for header in (PLAIN, STAMPED)
+}
 
 
 def replaces(new: bytes | bytearray | memoryview, old: bytes | bytearray | memoryview) -> bool:
     """Tell whether IP packet `new` makes `old` redundant, as long and to leave just before it."""
-    if new[0] == 0x45:
-        # version, length and service; protocol, not the checksum; addresses and ports; no fragments
-        at = 20
-        if new[9] != 6 or old[9] != 6 or new[:4] != old[:4] or (new[6] | old[6]) & 0x3F or new[7] | old[7]:
-            return False
-        same = new[12:28] == old[12:28]
-    elif new[0] >> 4 == 6:
-        at = 40
-        same = new[6] == 6 and new[:7] == old[:7] and new[8:48] == old[8:48]
-    else:
+    form = _FORMS.get((new[0] >> 4, len(new)))
+    if form is None:
         return False
-    header = len(new) - at  # of TCP, if there is no payload
-    if not same or header not in (PLAIN, STAMPED) or new[at + 13] != ACK or old[at + 13] != ACK:
+    alike, fixed, value, number = form
+    later, earlier = int.from_bytes(new, "big"), int.from_bytes(old, "big")
+    if (later ^ earlier) & alike or later & fixed != value:
         return False
-    options = at + PLAIN
-    if header == STAMPED and (new[options : options + 4] != STAMPS or old[options : options + 4] != STAMPS):
-        return False
-    if new[at + 12] != header << 2 or old[at + 12] != header << 2:
-        return False
-    number = int.from_bytes(new[at + 8 : at + 12], "big") - int.from_bytes(old[at + 8 : at + 12], "big")
-    return 0 < number % (1 << 32) < HALF
+    return 0 < ((later >> number) - (earlier >> number) & WORD) < HALF
