@@ -9,6 +9,7 @@ It holds no rules: what to do is decided by `Mesh`, `DataPlane` and `HostState`.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -294,7 +295,10 @@ class Engine:
                 return
             self._timer.cancel()
         self._due_at = when
-        self._timer = self._loop.call_later(max(0.0, when - now), self._due)
+        # Up to a whole millisecond, the loop's measure: a timer that came before its time would be set anew,
+        # for no time at all, again and again until the time has come.
+        wait = math.ceil(max(0.0, when - now) * 1000.0) / 1000.0
+        self._timer = self._loop.call_later(wait, self._due)
 
     def _due(self) -> None:
         self._timer = None

@@ -341,7 +341,6 @@ class MeshPeer:
         """Note that the data path sent a batch."""
         if not size:
             return
-        self.measuring.in_earnest(now)
         self._traffic(now)
         if self.direct_at is None and self.way.direct is not None:
             self.direct_at = now
@@ -355,7 +354,6 @@ class MeshPeer:
         if size:
             if self.wanted_at is None:
                 self.wanted_at = now
-            self.measuring.in_earnest(now)
             self._traffic(now)
 
     def on_rotated(self) -> None:
@@ -363,7 +361,9 @@ class MeshPeer:
         self._port.touch(self)
 
     def _traffic(self, now: float) -> None:
-        if not self.lively(now):
+        if self.measuring.only:
+            self.measuring.in_earnest(now)
+        if self.last_data is None or now - self.last_data >= ACTIVE_TIME:
             self._port.touch(self)
         self.last_data = now
 

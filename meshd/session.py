@@ -198,9 +198,7 @@ class Session:
         `size` counts plaintext bytes, several messages at once if need be; 0 means keepalives only.
         """
         self._confirm = False
-        self._timers.on_anything_sent(now)
-        if size:
-            self._timers.on_data_sent(now)
+        self._timers.on_sent(now, size)
         current = self.current
         if current is None:
             return
@@ -226,9 +224,7 @@ class Session:
         ):
             self._last_minute = True
             self.initiate(now)
-        self._timers.on_anything_received(now)
-        if size:
-            self._timers.on_data_received(now)
+        self._timers.on_received(now, size)
 
     def follow(self, index: int, now: float) -> bool:
         """Take the peer's word that it sends with the keypair that is `index` here.
@@ -337,9 +333,9 @@ class Session:
         self._device.indices[index] = (self, keypair)
         self._forget(self.next)
         self.next = keypair
-        self._timers.on_anything_received(now)
+        self._timers.on_received(now)
         self._timers.on_keys_derived(now)
-        self._timers.on_anything_sent(now)
+        self._timers.on_sent(now)
         if self.mesh:
             self._timers.on_rival_answered(now)
         return self._macs.finish(pack_response(index, sender, noise), now)
@@ -367,10 +363,10 @@ class Session:
         self._device.indices[index] = (self, keypair)
         self._forget(self.previous)
         self.previous = self.current
-        self._timers.on_anything_received(now)
+        self._timers.on_received(now)
         self._timers.on_keys_derived(now)
         self._become_current(keypair, was_up, now)
-        self._timers.on_anything_sent(now)
+        self._timers.on_sent(now)
         self._confirm = True
         return True
 
@@ -398,7 +394,7 @@ class Session:
         self._last_initiation = now
         self.initiation = self._macs.finish(pack_initiation(index, noise), now)
         self._outbox.append(self.initiation)
-        self._timers.on_anything_sent(now)
+        self._timers.on_sent(now)
         self._timers.on_initiation_sent(now)
 
     def _retry(self, now: float) -> None:

@@ -7,7 +7,7 @@ due is the session's business.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from crossedge.meshd.constants import (
     KEEPALIVE_TIMEOUT,
@@ -22,7 +22,7 @@ from crossedge.meshd.constants import (
 )
 
 
-class Timer(Enum):
+class Timer(IntEnum):  # numbers: their hash is not computed in Python
     """What a session may be waiting for."""
 
     RETRY = auto()  # our initiation was not answered
@@ -36,13 +36,22 @@ class Timer(Enum):
 class Timers:
     """When each timer of one session is due, in seconds of the caller's `now`."""
 
-    __slots__ = ("_due", "_mesh", "_random", "another_keepalive", "persistent_keepalive", "tries")
+    __slots__ = (
+        "_due",
+        "_mesh",
+        "_random",
+        "_reply_jitter",
+        "another_keepalive",
+        "persistent_keepalive",
+        "tries",
+    )
 
     def __init__(self, random: Callable[[int], bytes], *, mesh: bool) -> None:
         """Take randomness for jitter; `mesh` retries handshakes as two meshds do."""
         self._due: dict[Timer, float] = {}
         self._random = random
         self._mesh = mesh
+        self._reply_jitter = 0.0  # seconds, drawn anew for each keypair
         self.persistent_keepalive = 0.0  # seconds, 0: off
         self.another_keepalive = False
         self.tries = 0  # initiations sent in the handshake that is going on
@@ -72,27 +81,33 @@ class Timers:
 
     # --- The rules -------------------------------------------------------------------------------------
 
-    def on_data_sent(self, now: float) -> None:
-        """Data went out: something must come back within 15 s (paper, 6.5)."""
-        if Timer.NEW_HANDSHAKE not in self._due:
-            self._due[Timer.NEW_HANDSHAKE] = now + NEW_HANDSHAKE_TIME + self._jitter(REKEY_TIMEOUT_JITTER)
+    def on_sent(self, now: float, size: int = 0) -> None:
+        """An authenticated message of any kind went out: it is as good as a keepalive.
 
-    def on_data_received(self, now: float) -> None:
-        """Data came in: something must go back within 10 s, if only a keepalive (paper, 6.5)."""
-        if Timer.KEEPALIVE in self._due:
+        With `size` bytes of data in it, something must come back within 15 s (paper, 6.5).
+        """
+        due = self._due
+        due.pop(Timer.KEEPALIVE, None)
+        if self.persistent_keepalive > 0:
+            due[Timer.PERSISTENT] = now + self.persistent_keepalive
+        if size and Timer.NEW_HANDSHAKE not in due:
+            due[Timer.NEW_HANDSHAKE] = now + NEW_HANDSHAKE_TIME + self._reply_jitter
+
+    def on_received(self, now: float, size: int = 0) -> None:
+        """An authenticated message of any kind came in: the peer is there.
+
+        With `size` bytes of data in it, something must go back within 10 s, if only a keepalive (paper, 6.5).
+        """
+        due = self._due
+        due.pop(Timer.NEW_HANDSHAKE, None)
+        if self.persistent_keepalive > 0:
+            due[Timer.PERSISTENT] = now + self.persistent_keepalive
+        if not size:
+            return
+        if Timer.KEEPALIVE in due:
             self.another_keepalive = True
         else:
-            self._due[Timer.KEEPALIVE] = now + KEEPALIVE_TIMEOUT
-
-    def on_anything_sent(self, now: float) -> None:
-        """An authenticated message of any kind went out: it is as good as a keepalive."""
-        self._due.pop(Timer.KEEPALIVE, None)
-        self._on_traversal(now)
-
-    def on_anything_received(self, now: float) -> None:
-        """An authenticated message of any kind came in: the peer is there."""
-        self._due.pop(Timer.NEW_HANDSHAKE, None)
-        self._on_traversal(now)
+            due[Timer.KEEPALIVE] = now + KEEPALIVE_TIMEOUT
 
     def on_keepalive_due(self, now: float) -> None:
         """The keepalive timer ran out; data that came while it ran gets a keepalive of its own."""
@@ -102,7 +117,8 @@ class Timers:
 
     def on_persistent_due(self, now: float) -> None:
         """The persistent keepalive is due, and again after its interval whatever becomes of this one."""
-        self._on_traversal(now)
+        if self.persistent_keepalive > 0:
+            self._due[Timer.PERSISTENT] = now + self.persistent_keepalive
 
     def on_initiation_sent(self, now: float) -> None:
         """An initiation went out: try again if no response comes (paper, 6.4)."""
@@ -137,6 +153,7 @@ class Timers:
     def on_current_changed(self, created: float) -> None:
         """Another keypair is in use; it may be until it is 180 s old (paper, 6.2)."""
         self._due[Timer.EXPIRE] = created + REJECT_AFTER_TIME
+        self._reply_jitter = self._jitter(REKEY_TIMEOUT_JITTER)
 
     def on_persistent_keepalive_set(self, now: float) -> None:
         """The interval was changed: the first keepalive goes out now."""
@@ -144,10 +161,6 @@ class Timers:
             self._due[Timer.PERSISTENT] = now
         else:
             self._due.pop(Timer.PERSISTENT, None)
-
-    def _on_traversal(self, now: float) -> None:
-        if self.persistent_keepalive > 0:
-            self._due[Timer.PERSISTENT] = now + self.persistent_keepalive
 
     def _jitter(self, most: float) -> float:
         return int.from_bytes(self._random(2), "big") / 65536 * most
