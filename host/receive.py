@@ -33,6 +33,8 @@ LONG: Final = 8_192  # bytes; what is longer is a train
 _NAME: Final = 28  # sockaddr_in6
 _CONTROL: Final = 64
 _STAMP_ALONE: Final = socket.CMSG_SPACE(STAMP.size)
+SINGLE: Final = (0, _STAMP_ALONE)
+"""Lengths of the control messages of what is no train: none, or a stamp."""
 _CMSG = Struct("@Nii")  # struct cmsghdr
 _TRAIN_BOTH: Final = socket.CMSG_SPACE(STAMP.size) + socket.CMSG_SPACE(GRO_SIZE.size)
 _EXPECTED: Final = (socket.SOL_SOCKET, SCM_TIMESTAMPNS, SOL_UDP, UDP_GRO)
@@ -78,6 +80,9 @@ def _fields(count: int) -> Struct:
     return Struct("=" + f"{_AT_NAME}xI{between}x{'Q' if _ALIGN == 8 else 'I'}{behind}xI{rest}x" * count)
 
 
+_ONE: Final = _fields(1)
+
+
 class _Messages:
     """The structures of one call, with what it changes in them."""
 
@@ -93,11 +98,6 @@ class _Messages:
         self.pointer = ctypes.c_void_p(ctypes.addressof(self.messages))
         self.used = 0
 
-    def renew(self) -> None:
-        """Put back what the last call changed."""
-        end = self.used * _SIZE
-        self.view[:end] = self.pristine[:end]
-
 
 class Receiver:
     """The slots, and what the last call put into them."""
@@ -106,9 +106,10 @@ class Receiver:
         """Take how many bytes of each datagram go aside where trains are taken apart."""
         self.parted = 0
         """How long the datagrams are, in bytes, by which the last call took trains apart; 0: it did not."""
+        self.parting = 0
+        """The same for the next calls that may expect trains."""
         self._head = head
-        self._part = 0
-        self._heads = bytearray()
+        self._heads = memoryview(bytearray())
         self._parts: _Messages | None = None
         self.buffer = bytearray(SLOT * SLOTS)
         """Slot `number` begins at `number * SLOT`."""
@@ -137,8 +138,10 @@ class Receiver:
         limit, messages = self._limit, self._whole
         self.parted = 0
         if limit == TRAINS and self._parts is not None:
-            messages, self.parted = self._parts, self._part
-        messages.renew()
+            messages, self.parted = self._parts, self.parting
+        if messages.used:
+            end = messages.used * _SIZE
+            messages.view[:end] = messages.pristine[:end]
         count = _libc.recvmmsg(descriptor, messages.pointer, self._counts[limit], self._flags, None)
         if count < 0:
             messages.used = self._used = 0
@@ -147,6 +150,10 @@ class Receiver:
                 return []
             raise OSError(number, os.strerror(number))
         messages.used = self._used = count
+        if count == 1:
+            named, controlled, length = _ONE.unpack_from(messages.view)
+            self._limit = TRAINS if length > LONG else SLOTS
+            return [(length, named, controlled)]
         values = self._structs[count].unpack_from(messages.view)
         lengths = values[2::3]
         self._limit = TRAINS if max(lengths) > LONG else SLOTS
@@ -157,15 +164,16 @@ class Receiver:
 
         Only what is longer than one such datagram is changed by it, and only in calls that may expect trains.
         """
-        if segment == self._part:
+        if segment == self.parting:
             return
-        self._part, self._parts = segment, None
+        self.parting, self._parts = segment, None
         if not segment:
             return
         bodies = -(-(SLOT - segment) // (segment - self._head))
-        self._heads = bytearray(TRAINS * bodies * self._head)
+        heads_put = bytearray(TRAINS * bodies * self._head)
+        self._heads = memoryview(heads_put)
         self._vectors_parted = (_IoVector * (TRAINS * (1 + 2 * bodies)))()
-        data, heads, at = _address(self.buffer), _address(self._heads), 0
+        data, heads, at = _address(self.buffer), _address(heads_put), 0
         size = ctypes.sizeof(_IoVector)
         first = ctypes.addressof(self._vectors_parted)
         vectors: list[tuple[int, int]] = []
@@ -185,7 +193,7 @@ class Receiver:
     def heads(self, slot: int, count: int) -> memoryview:
         """Return the heads of a train of `count` datagrams that was taken apart, from its second on."""
         start = slot * (len(self._heads) // TRAINS)
-        return memoryview(self._heads)[start : start + (count - 1) * self._head]
+        return self._heads[start : start + (count - 1) * self._head]
 
     def join(self, slot: int, length: int) -> None:
         """Put a train that was taken apart together again, as it came; `length` is that of all of it."""
@@ -218,7 +226,7 @@ class Receiver:
     @staticmethod
     def is_train(length: int) -> bool:
         """Tell by the length of its control messages whether a slot may hold a train: more than a stamp."""
-        return length not in (0, _STAMP_ALONE)
+        return length not in SINGLE
 
     def control(self, slot: int, length: int) -> tuple[int, float]:
         """Return the size of a train's datagrams and the kernel's stamp in Unix time, each 0 if not there."""

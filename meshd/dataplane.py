@@ -76,12 +76,19 @@ class DataPlane:
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take
         """Take the frame in the first `length` bytes of the buffer: `outbound(length, now)`."""
+        self.lone = self._outbound.lone
+        """Take that frame and send it at once; False where it must go the usual way: `lone(length, now)`."""
         self.flush = self._outbound.flush
         """End a drain of the TUN: `flush(now)`."""
         self.claim = self._outbound.claim
         """Send what waited for somebody to have its address: `claim(now)`, after `allowed` has changed."""
         self.flush_queue = self._outbound.flush_queue
         """Send what waits in a link's queue, as far as it can leave now: `flush_queue(link, now)`."""
+        self.inbound = self._inbound.receive
+        """Take what was received into a buffer, free again on return: `inbound(buffer, arrivals, now)`."""
+        self.inbound_lone = self._inbound.lone
+        """Take one datagram that came alone, at the buffer's start: `inbound_lone(buffer, size, source, now)`.
+        False: nothing has been done, it is for `inbound`."""
         self.expire = self._inbound.expire
         """Forget chunks that have waited too long: `expire(now)`. New chunks do that too."""
 
@@ -89,10 +96,6 @@ class DataPlane:
     def offloads(self) -> Offloads:
         """What the TUN takes."""
         return self._sink.offloads
-
-    def inbound(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
-        """Take what was received into `buffer`; it is free again on return."""
-        self._inbound.receive(buffer, arrivals, now)
 
     def counters(self) -> dict[str, int]:
         """Return what was written to the TUN: frames, bytes, and packets joined to super-packets here."""

@@ -32,7 +32,7 @@ from crossedge.meshd.train import Parts
 from crossedge.meshd.tun import TunShell
 from crossedge.meshd.udp import UdpShell
 from crossedge.meshd.virtio import Offloads
-from crossedge.wire.endpoint import Endpoint, Network, UdpEndpoint
+from crossedge.wire.endpoint import DirectEndpoint, Endpoint, Network, UdpEndpoint
 
 LONGEST_SLEEP: Final = 60.0  # seconds: the timer is set anew at least this often
 FAULT_PAUSE: Final = 0.5  # seconds until the core is called again after a fault
@@ -101,6 +101,7 @@ class Engine:
         self.udp = UdpShell(
             sockets,
             receive=self._receive,
+            lone=self._receive_lone,
             clock=boottime,
             too_big=self._too_big,
             blocked=self._blocked,
@@ -182,6 +183,7 @@ class Engine:
         return TunShell(
             tun.descriptor,
             self.plane.buffer,
+            lone=self._lone,
             outbound=self.plane.outbound,
             flush=self._flush,
             clock=boottime,
@@ -196,6 +198,21 @@ class Engine:
         self.plane.inbound(buffer, arrivals, now)
         if self._stirred or self.mesh.stirred:
             self.settle()
+
+    def _receive_lone(self, buffer: bytearray, length: int, source: DirectEndpoint, now: float) -> bool:
+        if not self.plane.inbound_lone(buffer, length, source, now):
+            return False
+        self._tun.look()
+        if self._stirred or self.mesh.stirred:
+            self.settle()
+        return True
+
+    def _lone(self, length: int, now: float) -> bool:
+        if not self.plane.lone(length, now):
+            return False
+        if self._stirred or self.mesh.stirred:
+            self.settle()
+        return True
 
     def _flush(self, now: float) -> None:
         self.plane.flush(now)
@@ -246,7 +263,7 @@ class Engine:
 
         Packets alone do not stir the core: it need not be asked after every one.
         """
-        self._stirred = False
+        self._stirred = self.mesh.stirred = False
         try:
             self._drain()
         except Exception:  # a fault in handling one event must not leave the mesh without a timer

@@ -29,13 +29,15 @@ PAUSE_RESET: Final = 10.0  # and at first again after so many seconds without lo
 class Tally:
     """What was opened under one keypair: in a superframe's direction every datagram has a number."""
 
-    __slots__ = ("_at", "_lost", "_opened", "end", "opened")
+    __slots__ = ("_at", "_lost", "_opened", "end", "opened", "quiet")
 
     def __init__(self) -> None:
         self.end = 0
         """One more than the highest number of a datagram that was opened."""
         self.opened = 0
         """How many datagrams were opened."""
+        self.quiet = float("-inf")
+        """Until then, in seconds of `now`, no report is due."""
         self._at = float("-inf")
         self._opened = 0
         self._lost = 0
@@ -48,13 +50,14 @@ class Tally:
 
     def due(self, now: float) -> bool:
         """Tell whether to send a report, asked after datagrams were opened; it then counts as sent."""
-        waited = now - self._at
-        if waited < REPORT_LEAST:
+        if now < self.quiet:
             return False
+        waited = now - self._at
         lost = self.end - self.opened
         if waited < REPORT_INTERVAL and lost <= self._lost and self.opened - self._opened < REPORT_DATAGRAMS:
             return False
         self._at, self._opened, self._lost = now, self.opened, lost
+        self.quiet = now + REPORT_LEAST
         return True
 
 

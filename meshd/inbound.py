@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from crossedge.meshd.constants import REJECT_AFTER_TIME
 from crossedge.meshd.delivery import Delivery
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Keypair
@@ -18,7 +19,7 @@ from crossedge.meshd.link import Link
 from crossedge.meshd.opener import Opener
 from crossedge.meshd.reassembly import Reassembly
 from crossedge.meshd.sidebyside import Datagram, chunks_from, one_record, put_back
-from crossedge.meshd.superframe import HEADER, MAGIC, OVERHEAD
+from crossedge.meshd.superframe import HEADER, HEADER_SIZE, MAGIC, OVERHEAD
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint, RelayEndpoint, remote_of
@@ -105,9 +106,11 @@ class Inbound:
 
     def receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         """Take all arrivals in `buffer`; everything in it has been dealt with on return."""
-        if len(arrivals) == 1 and self._lone(buffer, arrivals[0], now):
-            return
         received = memoryview(buffer)
+        if arrivals and arrivals[0].heads is not None:
+            arrivals = self._whole(buffer, received, arrivals, now)
+            if not arrivals:
+                return
         batches = self._gather(buffer, arrivals, now)
         spoken: list[tuple[Link, bytes, Endpoint, float]] = []
         heard: list[tuple[_Batch, int, int]] = []
@@ -129,32 +132,68 @@ class Inbound:
         for link, plaintext, source, stamp in spoken:
             self._inner(link, plaintext, source, stamp)
 
-    def _lone(self, buffer: bytearray, arrival: Arrival, now: float) -> bool:
+    def lone(self, buffer: bytearray, length: int, source: DirectEndpoint, now: float) -> bool:
         """Take one record of one datagram that came alone, with the fewest steps: latency counts there.
 
-        False: it is something else, or something is wrong with it; nothing has been done.
+        It lies in the first `length` bytes. False: it is something else, or something is wrong with it;
+        nothing has been done, it is for `receive`.
         """
-        start, end, segment, source, _, _, _ = arrival
-        if end - start != segment or segment < OVERHEAD:
+        if length < OVERHEAD:
             return False
-        word, index, count, receiver, counter = HEADER.unpack_from(buffer, start)
+        word, index, count, receiver, counter = HEADER.unpack_from(buffer)
         found = self._indices.get(receiver) if word == MAGIC and count == 1 and not index else None
         if found is None:
             return False
         session, keypair = found
         link = self._link_of(session)
-        if link is None or source not in link.endpoints or not keypair.alive(now):
+        if link is None or source not in link.endpoints or now - keypair.created >= REJECT_AFTER_TIME:
             return False
-        if not self._opener.lone(link, keypair, memoryview(buffer)[start:end], counter):
+        if not self._opener.lone(link, keypair, memoryview(buffer)[HEADER_SIZE:length], counter):
             return False
-        size = segment - OVERHEAD
-        link.received.datagrams += 1
-        link.received.size += size
-        link.received.at = now
+        size = length - OVERHEAD
+        received = link.received
+        received.datagrams += 1
+        received.size += size
+        received.at = now
         link.session.data_received(now, size, keypair)
-        if keypair.tally.due(now):
+        if now >= keypair.tally.quiet and keypair.tally.due(now):
             self._report(link, keypair)
         return True
+
+    def _whole(
+        self, buffer: bytearray, received: memoryview, arrivals: list[Arrival], now: float
+    ) -> list[Arrival]:
+        """Take the trains, from the first on, that are one record each, as bulk comes; returns the others."""
+        last: tuple[Link, Keypair] | None = None
+        taken = size = 0
+        for start, end, _, source, _, _, heads in arrivals:
+            if heads is None or not one_record(buffer, start, heads):
+                break
+            _, _, count, receiver, counter = HEADER.unpack_from(buffer, start)
+            found = self._indices.get(receiver)
+            if found is None:
+                break
+            session, keypair = found
+            link = self._link_of(session)
+            if link is None or source not in link.endpoints or now - keypair.created >= REJECT_AFTER_TIME:
+                break
+            if last is not None and last != (link, keypair):
+                break
+            if not self._opener.whole(link, keypair, received[start + HEADER_SIZE : end], counter, count):
+                break
+            last = link, keypair
+            link.received.datagrams += count
+            size += end - start - OVERHEAD
+            taken += 1
+        self._delivery.flush()
+        if last is not None:
+            link, keypair = last
+            link.received.size += size
+            link.received.at = now
+            link.session.data_received(now, size, keypair)
+            if keypair.tally.due(now):
+                self._report(link, keypair)
+        return arrivals[taken:]
 
     def expire(self, now: float) -> None:
         """Drop chunks that have waited too long."""

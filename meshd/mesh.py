@@ -78,6 +78,9 @@ class Mesh:
         self.members: dict[bytes, MeshPeer] = {}
         self.static: dict[bytes, StaticPeer] = {}
         self.started = now
+        self.stirred = False
+        """Whether something waits to be pumped or handed out since the caller set this to False, after calls
+        that the data path made; plain calls of the mesh always do."""
         self.reach = Reach(settings.certificate.node_id, settings.unreachable_after, now)
         self._random = random
         self._now = now
@@ -325,11 +328,6 @@ class Mesh:
         self._pump()
         return self._events.poll()
 
-    @property
-    def stirred(self) -> bool:
-        """Whether something waits to be pumped or handed out, after calls that the data path made."""
-        return bool(self._turns or self._events or self._control.transmits)
-
     def _pump(self) -> None:
         self._turns.pump(self._now)
 
@@ -481,6 +479,7 @@ class Mesh:
 
     def emit(self, event: MeshEvent) -> None:
         """Queue an event for the shell."""
+        self.stirred = True
         self._events.put(event)
 
     # --- What services need -----------------------------------------------------------------------------
@@ -493,6 +492,7 @@ class Mesh:
 
     def touch(self, peer: AnyPeer) -> None:
         """Pump this peer soon."""
+        self.stirred = True
         self._turns.touch(peer)
 
     def _is_needed(self, node_id: bytes) -> bool:

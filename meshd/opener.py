@@ -98,7 +98,7 @@ class Opener:
             size += one[1]
         return opened, size
 
-    def lone(self, link: Link, keypair: Keypair, datagram: memoryview, counter: int) -> bool:
+    def lone(self, link: Link, keypair: Keypair, sealed: memoryview, counter: int) -> bool:
         """Open and deliver a record of one datagram, index 0, that nothing came with.
 
         False where it does not open or is a piece of a super-packet: `open` deals with it, nothing is done.
@@ -106,17 +106,19 @@ class Opener:
         aead = keypair.chunks_receive
         if aead is None or not keypair.chunk_replay.check(counter):
             return False
-        size = len(datagram) - OVERHEAD
+        size = len(sealed) - TAG_SIZE
         stop = BASE + size
         try:
-            aead.decrypt_into(nonce(counter, 1), datagram[HEADER_SIZE:], None, self._view[BASE:stop])
+            aead.decrypt_into(
+                (counter << 32 | 0x100).to_bytes(12, "little"), sealed, None, self._view[BASE:stop]
+            )
         except InvalidTag:
             return False
         if size >= FRAME_SIZE:
             flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
             if gso_type in GSO_TYPES and not flags & LAST_PIECE:
                 return False
-        keypair.chunk_replay.commit(counter)
+        keypair.chunk_replay.mark(counter)
         keypair.tally.add(counter, 1)
         if size > FRAME_SIZE and length == size - FRAME_SIZE and not flags & ~FRAME_FLAGS:
             frame = self._view[BASE + FRAME_SIZE - SIZE : stop]
@@ -124,6 +126,27 @@ class Opener:
         else:
             self._frames(link, stop)
             self._delivery.flush()
+        return True
+
+    def whole(self, link: Link, keypair: Keypair, sealed: memoryview, counter: int, count: int) -> bool:
+        """Open and deliver a record of `count` datagrams, all there and contiguous.
+
+        False where it does not open: `open` deals with it, nothing is done. Afterwards `Delivery.flush`.
+        """
+        aead, view = keypair.chunks_receive, self._view
+        stop = BASE + len(sealed) - TAG_SIZE
+        if aead is None or not keypair.chunk_replay.check(counter) or stop > len(view):
+            return False
+        try:
+            aead.decrypt_into(
+                (counter << 32 | count << 8).to_bytes(12, "little"), sealed, None, view[BASE:stop]
+            )
+        except InvalidTag:
+            return False
+        keypair.chunk_replay.mark(counter)
+        keypair.tally.add(counter, count)
+        self._reassembly.discard((keypair.local_index, counter))
+        self._frames(link, stop)
         return True
 
     # --- Records of one datagram ---------------------------------------------------------------------------

@@ -170,6 +170,44 @@ class Outbound:
         except CounterExhaustedError:
             self._dropped["counter-exhausted"] += 1
 
+    def lone(self, length: int, now: float) -> bool:
+        """Take the frame in the buffer and send it at once, if it is a packet that needs no thought.
+
+        For one that came alone: latency counts there, and nothing is to be gained by waiting for others.
+        False: nothing has been done, it is for `take` and `flush`.
+        """
+        buffer = self.buffer
+        if buffer[SIZE] == PLAIN_IPV4:
+            key = (OUT4_TCP if buffer[SIZE + 9] == TCP else OUT4)(buffer)
+        else:
+            key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
+        flow = self._flows.get(key)
+        if flow is None or flow.kind is not None or length < flow.least or self._stages or self._run_of:
+            return False
+        link = flow.link
+        session = link.session
+        keypair = link.agreed
+        if (
+            keypair is None
+            or keypair is not session.current
+            or not link.endpoints
+            or length - START > superframe_room(link)
+            or not keypair.can_send(now)
+        ):
+            return False
+        size = length - SIZE
+        FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, size)
+        try:
+            self._frames.lone(link, keypair, self.view[START:length])
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+            return True
+        sent = link.sent
+        sent.size += size
+        sent.at = now
+        session.data_sent(now, size)
+        return True
+
     def _take_afresh(self, key: tuple[Any, ...], length: int, now: float) -> None:
         """Take a frame of which nothing is remembered; what its key says about it then is."""
         link = self._judge(length, now)

@@ -52,10 +52,18 @@ class ReplayWindow:
         """Mark `counter` as accepted, after its datagram was opened; False where it was not acceptable."""
         if not self.check(counter):
             return False
-        if counter > self._newest:
-            self._advance(counter)
-        self._words[counter >> _SHIFT & _RING] |= 1 << (counter & _LOW)
+        self.mark(counter)
         return True
+
+    def mark(self, counter: int) -> None:
+        """Mark `counter` as accepted, which `check` found acceptable just now."""
+        newest = self._newest
+        if counter > newest:
+            if counter >> _SHIFT == newest >> _SHIFT:
+                self._newest = counter
+            else:
+                self._advance(counter)
+        self._words[counter >> _SHIFT & _RING] |= 1 << (counter & _LOW)
 
     def check_range(self, first: int, count: int) -> int:
         """Return the bitmask of those of `count` counters from `first` that may be accepted."""

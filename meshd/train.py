@@ -26,12 +26,13 @@ Transmit = Callable[[Endpoint, Parts, int], None]
 class Train:
     """The one send buffer. A datagram that does not fit what is in it lets that go first."""
 
-    __slots__ = ("_closed", "_count", "_link", "_segment", "_transmit", "_used", "buffer", "view")
+    __slots__ = ("_closed", "_count", "_link", "_segment", "_used", "buffer", "transmit", "view")
 
     def __init__(self, transmit: Transmit) -> None:
         self.buffer = bytearray(65_536)
         self.view = memoryview(self.buffer)
-        self._transmit = transmit
+        self.transmit = transmit
+        """For what need not wait here."""
         self._link: Link | None = None
         self._used = 0
         self._count = 0
@@ -78,7 +79,7 @@ class Train:
             return
         parts = [self.view[: self._used]]
         for endpoint in link.endpoints:
-            self._transmit(endpoint, parts, self._segment)
+            self.transmit(endpoint, parts, self._segment)
         link.sent.datagrams += self._count
         self._link = None
         self._used = self._count = 0
@@ -88,5 +89,5 @@ class Train:
         """Send a train that lies elsewhere, behind what is in the buffer."""
         self.send()
         for endpoint in link.endpoints:
-            self._transmit(endpoint, parts, segment)
+            self.transmit(endpoint, parts, segment)
         link.sent.datagrams += count

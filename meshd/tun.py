@@ -27,6 +27,7 @@ class TunShell:
         descriptor: int,
         buffer: bytearray,
         *,
+        lone: Callable[[int, float], bool] = lambda *_: False,
         outbound: Callable[[int, float], None],
         flush: Callable[[float], None],
         clock: Callable[[], float],
@@ -36,6 +37,7 @@ class TunShell:
         """Take a non-blocking descriptor; it stays the caller's to close, after `stop`.
 
         - `buffer`: where frames are read to; `outbound(length, now)` takes each, `flush(now)` ends a drain;
+        - `lone(length, now)` takes the first after a while without, if it can leave at once, without a drain;
         - `lost(error)`: the device is gone, reading has stopped;
         - `vnet_header`: whether frames have a virtio header; where not, one is put on and taken off here.
         """
@@ -44,6 +46,8 @@ class TunShell:
         self._buffer = buffer
         self._view = memoryview(buffer)
         self._skip = 0 if vnet_header else SIZE
+        self._target = [self._view[0 if vnet_header else SIZE :]]
+        self._lone = lone
         self._outbound = outbound
         self._flush = flush
         self._clock = clock
@@ -80,18 +84,24 @@ class TunShell:
         except OSError as error:
             self.dropped[f"tun-write-{_name(error)}"] += 1
 
+    def look(self) -> None:
+        """Read what waits: what was written just now may have been answered at once."""
+        if self._loop is not None and not self._paused:
+            self._readable()
+
     def _readable(self) -> None:
         now = self._clock()
-        alone, self._read_at = now - self._read_at > ALONE, now
+        alone = now - self._read_at > ALONE
         total = 0
         skip = self._skip
-        target = [self._view[skip:]]
         for _ in range(DRAIN_FRAMES):
             if skip:
                 self._view[:skip] = PLAIN
             try:
-                size = os.readv(self._descriptor, target)
+                size = os.readv(self._descriptor, self._target)
             except BlockingIOError:
+                if not total:
+                    return
                 break
             except OSError as error:
                 self.dropped[f"tun-read-{_name(error)}"] += 1
@@ -99,6 +109,9 @@ class TunShell:
                     self.stop()
                     self._lost(error)
                 break
+            self._read_at = now
+            if alone and self._lone(size + skip, now):
+                return  # whatever else there is, the loop will tell
             self._outbound(size + skip, now)
             if alone:  # what a look at the empty device costs need not make it late
                 alone = False

@@ -16,7 +16,7 @@ from struct import Struct
 from typing import Final
 
 from crossedge.host.clock import realtime_offset
-from crossedge.host.receive import SLOT, Receiver, address_of
+from crossedge.host.receive import LONG, SINGLE, SLOT, Receiver, address_of
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
 from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.superframe import HEADER_SIZE, TrainForm
@@ -66,6 +66,7 @@ class UdpShell:
         sockets: Iterable[UdpSocket],
         *,
         receive: Callable[[bytearray, list[Arrival], float], None],
+        lone: Callable[[bytearray, int, DirectEndpoint, float], bool] = lambda *_: False,
         clock: Callable[[], float],
         too_big: Callable[[Endpoint, int], None],
         blocked: Callable[[bool], None],
@@ -75,6 +76,8 @@ class UdpShell:
         """Take open sockets; they stay the caller's to close, after `stop`.
 
         - `receive(buffer, arrivals, now)`: everything that a gathering read;
+        - `lone(buffer, length, source, now)`: a datagram that came alone, if it is one that can be dealt with
+          at once; False: it is for `receive`;
         - `clock`: `now`; `offset`: what to add to it to get Unix time, for the kernel's stamps;
         - `too_big(endpoint, size)`: a datagram with so much UDP payload does not leave this host;
         - `blocked(yes)`: whether datagrams wait for a socket;
@@ -85,6 +88,7 @@ class UdpShell:
         self._v4 = next((entry for entry in self._sockets if not entry.v6), None)
         self._v6 = next((entry for entry in self._sockets if entry.v6), None)
         self._receive = receive
+        self._lone = lone
         self._clock = clock
         self._offset = offset
         self._too_big = too_big
@@ -146,18 +150,21 @@ class UdpShell:
         for _ in range(ROUNDS):
             arrivals: list[Arrival] = []
             more = self._gather(entry, arrivals)
+            if more is None:
+                return
             if arrivals:
                 self._receive(self._receiver.buffer, arrivals, self._clock())
             if not more:
                 return
 
-    def _gather(self, entry: _Socket, arrivals: list[Arrival]) -> bool:
-        """Read what the slots have room for; returns whether there may be more.
+    def _gather(self, entry: _Socket, arrivals: list[Arrival]) -> bool | None:
+        """Read what the slots have room for; returns whether there may be more, None: it is dealt with.
 
         Nobody asks when a superframe arrived, so its stamp is not read.
         """
         receiver, form = self._receiver, self._form
-        receiver.part(form.segment)
+        if form.segment != receiver.parting:
+            receiver.part(form.segment)
         try:
             found = receiver.read(entry.descriptor)
         except OSError as error:  # an error of an earlier send, kept by the socket
@@ -166,11 +173,29 @@ class UdpShell:
         buffer = receiver.buffer
         now = self._clock()
         shift: float | None = None
+        source: DirectEndpoint
         slot, total, parted = 0, len(found), receiver.parted
+        if total == 1 and not entry.number:
+            size, named, controlled = found[0]
+            if size <= (parted or LONG) and controlled in SINGLE:
+                name = receiver.name(0, named)
+                if self._lone(buffer, size, self._endpoints.get(name) or self._endpoint(name), now):
+                    return None
         while slot < total:
             size, named, controlled = found[slot]
             first, at = slot, slot * SLOT
             slot += 1
+            if size > parted and parted:
+                segment, _ = receiver.control(first, controlled)
+                if segment == parted and (count := form.see(buffer, at, size, segment)):
+                    heads = receiver.heads(first, count)
+                    name = receiver.name(first, named)
+                    source = self._endpoints.get(name) or self._endpoint(name)
+                    if entry.number:
+                        source = SocketEndpoint(remote_of(source), entry.number)
+                    arrivals.append(Arrival(at, at + size - len(heads), segment, source, now, 0, heads))
+                    continue
+                receiver.join(first, size)
             if not size:
                 self.dropped["receive-length"] += 1
                 continue
@@ -185,21 +210,14 @@ class UdpShell:
                     shift = self._offset() if shift is None else shift
                     if now - OLDEST_STAMP < unix - shift <= now:
                         stamp = unix - shift
-            heads: memoryview | None = None
             if size > segment:
-                count = form.see(buffer, at, size, segment)
-                if parted and count and segment == parted:
-                    heads = receiver.heads(first, count)
-            if parted and size > parted and heads is None:
-                receiver.join(first, size)
+                form.see(buffer, at, size, segment)
             name = receiver.name(first, named)
-            source: DirectEndpoint = self._endpoints.get(name) or self._endpoint(name)
+            source = self._endpoints.get(name) or self._endpoint(name)
             if entry.number:
                 source = SocketEndpoint(remote_of(source), entry.number)
             end = (slot - 1) * SLOT + size
-            if heads is not None:
-                end -= len(heads)
-            arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0, heads))
+            arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
         return receiver.full
 
     def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:
@@ -232,7 +250,24 @@ class UdpShell:
         entry = self._entry(endpoint)
         if entry is None:
             return
-        sent = 0 if entry.backlog else self._push(entry, parts, segment, endpoint)
+        sent: int | None = 0
+        if (
+            not entry.backlog
+            and type(endpoint) is UdpEndpoint
+            and len(parts[0]) == segment
+            and len(parts) == 1
+        ):
+            try:  # a datagram alone goes the shortest way
+                entry.socket.sendto(parts[0], endpoint)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._refused(error, endpoint, segment)
+                return
+            else:
+                return
+        elif not entry.backlog:
+            sent = self._push(entry, parts, segment, endpoint)
         if sent is not None:
             self._wait(entry, b"".join(parts)[sent:], segment, endpoint)
 
@@ -252,7 +287,9 @@ class UdpShell:
             self._refused(error, endpoint, len(datagram))
 
     def _entry(self, endpoint: Endpoint) -> _Socket | None:
-        if isinstance(endpoint, SocketEndpoint):
+        if type(endpoint) is UdpEndpoint:
+            entry = self._v6 if ":" in endpoint.host else self._v4
+        elif isinstance(endpoint, SocketEndpoint):
             entry = self._further.get(endpoint.local) or self._new_further(endpoint.local)
         else:
             server = endpoint.server if isinstance(endpoint, RelayEndpoint) else endpoint

@@ -267,6 +267,9 @@ class Kernel:
         self.sent.append((data, segment))
         return len(data)
 
+    def sendto(self, data: Any, address: Any) -> int:
+        return self.sendmsg([data], [], 0, address)
+
 
 @pytest.fixture
 def refusing(opened: Callable[..., UdpSocket]) -> Callable[[Callable[[bool, int], int]], tuple[Box, Kernel]]:
