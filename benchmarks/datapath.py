@@ -21,7 +21,8 @@ Rows, each under the three conditions unless it says otherwise (`--only` takes p
 - pod_to_pod: tcp_1 between pods, beside tcp_1 between hosts;
 - relay: tcp_1 through the rendezvous, beside wireguard-go hub-and-spoke, in three namespaces;
 - tcp_loss_0.1, _1, _3 (wire): tcp_1 for 20 s or more, so many percent of the datagrams lost each way, with no
-  delay and with 20 ms of round-trip time by the lab's delay line (the worse).
+  delay and with 20 ms of round-trip time by the lab's delay line (the worse); a run is compared with the one
+  before and with the one behind it, so that five pairs are three runs of each.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def measure(bench: Bench, rounds: Iterator[Round], condition: str, pairs: int) -
     results: dict[str, Result] = {}
     for each in rounds:
         bench.set_condition(condition)
-        runs = [each.run() for _ in range(pairs)]
+        runs = each.runs(pairs)
         for row in each.rows:
             result = Result(f"{condition}.{row.name}")
             for found in runs:

@@ -145,20 +145,24 @@ class Row:
 
 @dataclass(slots=True)
 class Round:
-    """Turns that are taken one after the other, again and again; or, where they load nothing, together."""
+    """Turns that are taken one after the other, again and again."""
 
     turns: list[Turn]
     rows: list[Row]
     seconds: float
-    together: bool = False
+    shared: bool = False
+    """There are two turns, and each run belongs to the pair with the run before and to that with the next:
+    for long runs."""
 
-    def run(self) -> dict[str, Figures]:
-        """Take each turn once."""
-        if not self.together:
-            return {turn.who: turn.work(self.seconds) for turn in self.turns}
-        with ThreadPoolExecutor(len(self.turns)) as pool:
-            results = [(turn.who, pool.submit(turn.work, self.seconds)) for turn in self.turns]
-            return {who: result.result() for who, result in results}
+    def runs(self, pairs: int) -> list[dict[str, Figures]]:
+        """Take turns; returns the figures of each pair (or more) of runs, by who it was."""
+        if not self.shared:
+            return [{turn.who: turn.work(self.seconds) for turn in self.turns} for _ in range(pairs)]
+        taken = []
+        for number in range(pairs + 1):
+            turn = self.turns[number % 2]
+            taken.append((turn.who, turn.work(self.seconds)))
+        return [dict(taken[number : number + 2]) for number in range(pairs)]
 
 
 @dataclass(slots=True)
@@ -301,27 +305,21 @@ class Bench:
         return Round(turns, rows, seconds)
 
     def losses(self) -> Iterator[Round]:
-        """Yield the rounds with loss; those with delay load the machine little and run together."""
+        """Yield the rounds with loss."""
         seconds = (
             max(LOSS_SECONDS, self._options.seconds) if not self._options.short else self._options.seconds
         )
-        chosen = [loss for loss in LOSSES if self.wanted("wire", f"tcp_loss_{loss}")]
-        delayed = Round([], [], seconds, together=True)
-        for loss in chosen:
-            rows = {d: f"tcp_loss_{loss}_{d}" for d in ("0ms", "20ms")}
-            turns = [
-                Turn(who, partial(lossy, self.system(f"{kind}@0ms"), loss=loss, delay="0ms"))
-                for who, kind in (("crossedge", "crossedge"), ("wireguard-go", "wireguard"))
-            ]
-            row = rows["0ms"]
-            yield Round(turns, [Row(row, ("crossedge", row), ("wireguard-go", row))], seconds)
-            row = rows["20ms"]
-            for who, kind in (("crossedge", "crossedge"), ("wireguard-go", "wireguard")):
-                system = self.system(f"{kind}@20ms-{loss.replace('.', '')}")
-                delayed.turns.append(Turn(f"{who} {loss}", partial(lossy, system, loss=loss, delay="20ms")))
-            delayed.rows.append(Row(row, (f"crossedge {loss}", row), (f"wireguard-go {loss}", row)))
-        if delayed.turns:
-            yield delayed
+        for delay in ("0ms", "20ms"):
+            for loss in LOSSES:
+                if not self.wanted("wire", f"tcp_loss_{loss}"):
+                    continue
+                row = f"tcp_loss_{loss}_{delay}"
+                turns = [
+                    Turn(who, partial(lossy, self.system(f"{kind}@{delay}"), loss=loss, delay=delay))
+                    for who, kind in (("crossedge", "crossedge"), ("wireguard-go", "wireguard"))
+                ]
+                rows = [Row(row, ("crossedge", row), ("wireguard-go", row))]
+                yield Round(turns, rows, seconds, shared=True)
 
     def memory(self) -> dict[str, float]:
         """Return MiB of the largest crossedge daemon: now, and at its peak."""

@@ -195,8 +195,8 @@ class Outbound:
             or not keypair.can_send(now)
         ):
             return False
-        size = length - SIZE
-        FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, size)
+        size = length - START
+        FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
         try:
             self._frames.lone(link, keypair, self.view[START:length])
         except CounterExhaustedError:

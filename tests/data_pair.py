@@ -101,6 +101,15 @@ class Side:
             self.plane.outbound(len(frame), now)
         self.plane.flush(now)
 
+    def read_lone(self, frame: bytes, now: float = NOW) -> bool:
+        """Let the TUN return one frame that comes alone; returns whether it went the short way."""
+        self.plane.buffer[: len(frame)] = frame
+        if self.plane.lone(len(frame), now):
+            return True
+        self.plane.outbound(len(frame), now)
+        self.plane.flush(now)
+        return False
+
     def datagrams(self) -> list[bytes]:
         """Take what was sent, cut into datagrams."""
         taken = [
@@ -120,6 +129,14 @@ class Side:
             buffer += datagram
             arrivals.append(Arrival(start, len(buffer), max(1, len(datagram)), source, now))
         self.plane.inbound(buffer, arrivals, now)
+
+    def take_lone(self, datagram: bytes, source: UdpEndpoint, now: float = NOW) -> bool:
+        """Receive one datagram that comes alone; returns whether it went the short way."""
+        buffer = bytearray(datagram)
+        if self.plane.inbound_lone(buffer, len(datagram), source, now):
+            return True
+        self.plane.inbound(buffer, [Arrival(0, len(datagram), max(1, len(datagram)), source, now)], now)
+        return False
 
     def take_parted(self, *datagrams: bytes, source: UdpEndpoint, now: float = NOW) -> None:
         """Let one wake-up receive these as trains whose headers but the first were put aside.

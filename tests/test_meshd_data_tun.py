@@ -89,6 +89,53 @@ async def test_a_flush_may_stop_the_shell(device: Device) -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_comes_alone_is_offered_first_and_what_waits_behind_it_is_read_as_a_drain(
+    device: Device,
+) -> None:
+    now = 5.0
+    alone: list[bytes] = []
+
+    def lone(length: int, _: float) -> bool:
+        alone.append(bytes(device.buffer[:length]))
+        return device.buffer[10] != 2
+
+    device.shell = TunShell(
+        device.ours.fileno(),
+        device.buffer,
+        lone=lone,
+        outbound=lambda length, _: device.frames.append(bytes(device.buffer[:length])),
+        flush=lambda _: device.drains.append(len(device.frames)),
+        clock=lambda: now,
+        lost=device.lost.append,
+    )
+    for number in range(3):
+        device.kernel.send(HEADER + bytes([number]))
+    device.shell.start(asyncio.get_running_loop())
+    await device.until(2)
+    assert alone == [HEADER + b"\0"]
+    assert device.frames == [HEADER + b"\1", HEADER + b"\2"]
+    assert device.drains == [2]
+    now = 6.0
+    device.kernel.send(HEADER + b"\2")
+    device.shell.look()
+    assert (len(alone), len(device.frames), device.drains) == (2, 3, [2, 3, 3]), "it was none for the short way"
+    now = 7.0
+    device.shell.look()
+    assert (len(alone), len(device.frames), device.drains) == (2, 3, [2, 3, 3]), "nothing waits"
+    device.kernel.send(HEADER + b"\1")
+    device.shell.pause(True)
+    device.shell.look()
+    assert len(alone) == 2
+    device.shell.pause(False)
+    device.shell.look()
+    assert len(alone) == 3
+    device.kernel.send(HEADER + b"\1")
+    device.shell.stop()
+    device.shell.look()
+    assert len(alone) == 3
+
+
+@pytest.mark.asyncio
 async def test_while_paused_nothing_is_read(device: Device) -> None:
     loop = asyncio.get_running_loop()
     device.pause_after = 2

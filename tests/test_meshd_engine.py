@@ -29,6 +29,8 @@ class FakeMesh:
         self.timeouts = 0
         self.called_twice = asyncio.Event()
         self.netcheck_running = False
+        self.stirred = False
+        self.ahead = 0.01
 
     def poll_event(self) -> Notice | None:
         return self.events.pop(0) if self.events else None
@@ -37,7 +39,7 @@ class FakeMesh:
         return None
 
     def next_deadline(self) -> float:
-        return boottime() + 0.01
+        return boottime() + self.ahead
 
     def handle_timeout(self, now: float) -> None:
         self.timeouts += 1
@@ -78,3 +80,29 @@ async def test_faults_in_an_event_and_in_a_timeout_do_not_stop_the_timer(
         engine.stop()
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.asyncio
+async def test_the_timer_waits_whole_milliseconds_so_that_it_never_spins() -> None:
+    waits: list[float] = []
+    loop = cast(
+        Any,
+        SimpleNamespace(
+            add_reader=lambda *_: None,
+            remove_reader=lambda _: None,
+            call_later=lambda wait, _: waits.append(wait) or SimpleNamespace(cancel=lambda: None),
+        ),
+    )
+    mesh, allowed = FakeMesh(), AllowedIPs[Link]()
+    mesh.events.clear()
+    tun = Tun(0, "crossedge0", frozenset())
+    engine = Engine(
+        cast(Mesh, mesh), allowed, Own((), None, None), tun, [], mtu=1380, on_event=cast(Any, print)
+    )
+    engine.start(loop)
+    for mesh.ahead in (0.0003, 0.0031, -1.0, 0.2):
+        engine.settle()
+    engine.stop()
+    for wait, ahead in zip(waits, (0.01, 0.0003, 0.0031, 0.0, 0.2), strict=True):
+        assert ahead <= wait < ahead + 0.0015
+        assert wait * 1000 == pytest.approx(round(wait * 1000), abs=1e-6)

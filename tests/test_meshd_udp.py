@@ -102,6 +102,39 @@ def in_two(datagram: memoryview) -> tuple[memoryview, memoryview]:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("without", [(), ("gro",), ("stamps",)])
+async def test_a_datagram_that_comes_alone_is_offered_first(
+    without: tuple[str, ...], family: int, opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = (opened(family, disable=frozenset(without)) for _ in range(2))
+    offered: list[tuple[bytes, Endpoint]] = []
+
+    def lone(buffer: bytearray, length: int, source: Endpoint, now: float) -> bool:
+        assert now == pytest.approx(boottime(), abs=5)
+        offered.append((bytes(buffer[:length]), source))
+        return buffer[:length] == b"taken"
+
+    sender, receiver = Box([first]), Box([second], lone=lone)
+    receiver.shell.start(asyncio.get_running_loop())
+    target, source = endpoint_of(second), endpoint_of(first)
+    for datagram in (b"taken", b"refused", b"taken", b"refused"):
+        sender.shell.transmit(target, [memoryview(datagram)], len(datagram))
+        async with asyncio.timeout(10):
+            while not offered or offered[-1][0] != datagram:
+                await asyncio.sleep(0)
+    await receiver.until(2)
+    assert receiver.datagrams() == [b"refused"] * 2
+    assert offered == [(b"taken", source), (b"refused", source)] * 2
+    offered.clear()
+    sender.shell.transmit(target, [memoryview(b"one"), memoryview(b"two")], 3)
+    sender.shell.transmit(target, [memoryview(b"six")], 3)
+    await receiver.until(5)
+    receiver.shell.stop()
+    assert receiver.datagrams()[2:] == [b"one", b"two", b"six"]
+    assert not offered, "none of these came alone"
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("without", [(), ("gso",), ("gro",), ("gso", "gro", "stamps")])
 async def test_trains_arrive_whatever_the_kernel_offers(
     family: int, without: tuple[str, ...], opened: Callable[..., UdpSocket]
