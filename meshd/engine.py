@@ -28,7 +28,6 @@ from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.mesh import Mesh
-from crossedge.meshd.train import Parts
 from crossedge.meshd.tun import TunShell
 from crossedge.meshd.udp import UdpShell
 from crossedge.meshd.virtio import Offloads
@@ -75,12 +74,21 @@ class Engine:
         networks: AllowedIPs[bool] = AllowedIPs()
         for network in own.networks:
             networks.insert(network, True)
+        self.udp = UdpShell(
+            sockets,
+            receive=self._receive,
+            lone=self._receive_lone,
+            clock=boottime,
+            too_big=self._too_big,
+            blocked=self._blocked,
+            further=self._further,
+        )
         self.plane = DataPlane(
             allowed=allowed,
             own=networks,
             indices=mesh.device.indices,
             link_of=lambda session: session.owner.link,
-            transmit=self._transmit,
+            transmit=self.udp.transmit,
             write=self._write,
             control=self._control,
             inner=self._inner,
@@ -98,15 +106,6 @@ class Engine:
         self._stirred = False
         self._extra: list[UdpSocket] = []
         self._tun = self._tun_shell(tun)
-        self.udp = UdpShell(
-            sockets,
-            receive=self._receive,
-            lone=self._receive_lone,
-            clock=boottime,
-            too_big=self._too_big,
-            blocked=self._blocked,
-            further=self._further,
-        )
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read from now on."""
@@ -221,9 +220,6 @@ class Engine:
 
     def _write(self, frame: memoryview) -> None:
         self._tun.write(frame)
-
-    def _transmit(self, endpoint: Endpoint, parts: Parts, segment: int) -> None:
-        self.udp.transmit(endpoint, parts, segment)
 
     def _control(self, datagram: bytes, source: Endpoint, _: float) -> None:
         self._stirred = True
