@@ -1,4 +1,5 @@
-"""The delay line: joins pairs of links as a wire does, with delay, jitter, loss, a rate and an MTU.
+"""The delay line: joins pairs of links as a wire does, with delay, jitter, loss, reordering,
+a rate and an MTU.
 
 A process of its own. Of each wire both ends are veth ends in one namespace; frames are read from one by
 AF_PACKET (with their virtio header, so that a train stays one frame) and written to the other when their time
@@ -58,6 +59,9 @@ class Treatment:
     delay: int = 0
     jitter: int = 0
     loss: float = 0.0
+    reorder: float = 0.0
+    behind: int = 0
+    """How long what is reordered is held back."""
     rate: float | None = None
     queue: int = 512 * 1024
     mtu: int = 65_535
@@ -72,6 +76,8 @@ class Treatment:
             delay=int(given.get("delay_ms", 0) * 1e6),
             jitter=int(given.get("jitter_ms", 0) * 1e6),
             loss=given.get("loss", 0.0),
+            reorder=given.get("reorder", 0.0),
+            behind=int(given.get("reorder_ms", 0) * 1e6),
             rate=None if rate is None else rate * 1e6 / 8 / 1e9,
             queue=given.get("queue_kib", 512) * 1024,
             mtu=given.get("mtu", 65_535),
@@ -84,6 +90,7 @@ class Direction:
     """One direction of a wire: frames that wait, and what was counted."""
 
     __slots__ = (
+        "back",
         "busy_until",
         "chance",
         "counts",
@@ -105,6 +112,8 @@ class Direction:
         self.treatment = treatment
         self.chance = chance
         self.queue: deque[tuple[int, int, bytes]] = deque()
+        self.back: deque[tuple[int, int, bytes]] = deque()
+        """What is held back, so that others overtake it."""
         self.held = 0
         self.busy_until = 0
         self.counts: Counter[str] = Counter()
@@ -139,9 +148,17 @@ class Direction:
                 self.dropped["loss"] += lost
                 frames = keep(frame, kept)
         for part in frames:
-            self._hold(part, stamp)
+            if not treatment.reorder:
+                self._hold(part, stamp)
+                continue
+            late = [self.chance.uniform() < treatment.reorder for _ in range(count(part)[0])]
+            self.counts["reordered"] += sum(late)
+            for those in keep(part, [not each for each in late]):
+                self._hold(those, stamp)
+            for those in keep(part, late):
+                self._hold(those, stamp, treatment.behind)
 
-    def _hold(self, frame: bytes, stamp: int) -> None:
+    def _hold(self, frame: bytes, stamp: int, behind: int = 0) -> None:
         treatment = self.treatment
         depart = stamp
         if treatment.rate is not None:
@@ -154,20 +171,28 @@ class Direction:
         depart += treatment.delay
         if treatment.jitter:
             depart += int(treatment.jitter * self.chance.uniform())
-        if self.queue and self.queue[-1][0] > depart:
-            depart = self.queue[-1][0]
-        self.queue.append((depart, stamp, frame))
+        queue = self.back if behind else self.queue
+        depart += behind
+        if queue and queue[-1][0] > depart:
+            depart = queue[-1][0]
+        queue.append((depart, stamp, frame))
         self.held += len(frame)
 
     def release(self, now: int) -> None:
         """Write what is due."""
-        queue = self.queue
-        while queue and queue[0][0] <= now:
-            due, stamp, frame = queue.popleft()
-            self.held -= len(frame)
-            self.write(frame, self.sender)
-            self.late.append(now - due)
-            self.residence.append((stamp, len(frame) - VNET_SIZE, time.time_ns() - stamp))
+        for queue in (self.queue, self.back):
+            while queue and queue[0][0] <= now:
+                due, stamp, frame = queue.popleft()
+                self.held -= len(frame)
+                self.write(frame, self.sender)
+                self.late.append(now - due)
+                self.residence.append((stamp, len(frame) - VNET_SIZE, time.time_ns() - stamp))
+
+    def due(self) -> Iterable[int]:
+        """Yield when the next frames are due, in nanoseconds."""
+        for queue in (self.queue, self.back):
+            if queue:
+                yield queue[0][0]
 
     def write(self, frame: bytes, sender: socket.socket) -> None:
         """Write one frame; what the kernel refuses is counted."""
@@ -183,7 +208,7 @@ class Direction:
         return {
             **self.counts,
             "dropped": {name: number for name, number in self.dropped.items() if number},
-            "held": len(self.queue),
+            "held": len(self.queue) + len(self.back),
             "late_us": quantiles(self.late),
             "residence_us": quantiles(here for _, _, here in self.residence),
         }
@@ -234,7 +259,7 @@ class DelayLine:
         scratch = bytearray(FRAME_LIMIT)
         while True:
             now = time.time_ns()
-            due = min((d.queue[0][0] for d in self._readers.values() if d.queue), default=None)
+            due = min((when for d in self._readers.values() for when in d.due()), default=None)
             timeout = None if due is None else max(0.0, (due - now) / 1e9)
             ready, _, _ = select.select(readers, (), (), timeout)
             for descriptor in ready:
@@ -249,8 +274,7 @@ class DelayLine:
                     answer(self._obey(json.loads(line)))
             now = time.time_ns()
             for direction in self._readers.values():
-                if direction.queue:
-                    direction.release(now)
+                direction.release(now)
 
     def _read(self, direction: Direction, scratch: bytearray) -> None:
         receive = direction.receiver.recvmsg_into

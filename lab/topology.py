@@ -61,6 +61,10 @@ class Conditions(Settings):
     """Added to the delay, uniform from 0 to this, in milliseconds; order is kept."""
     loss: Share = 0.0
     """Share of packets lost, 0 to 1."""
+    reorder: Share = 0.0
+    """Share of packets that are held back by `reorder_ms`, so that later ones overtake them, 0 to 1."""
+    reorder_ms: Milliseconds = 1.0
+    """How long, in milliseconds."""
     rate_mbit: float | None = Field(default=None, gt=0, le=100_000)
     """Rate limit in Mbit/s; none: as fast as the machine."""
     queue_kib: int = Field(default=512, ge=4, le=65_536)

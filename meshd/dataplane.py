@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.delivery import Delivery
-from crossedge.meshd.inbound import Arrival, Inbound
+from crossedge.meshd.inbound import Inbound
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.outbound import Outbound
@@ -87,7 +87,7 @@ class DataPlane:
         self.inbound = self._inbound.receive
         """Take what was received into a buffer, free again on return: `inbound(buffer, arrivals, now)`."""
         self.inbound_lone = self._inbound.lone
-        """Take one datagram that came alone, at the buffer's start: `inbound_lone(buffer, size, source, now)`.
+        """Take one datagram that came alone, at a buffer's start: `inbound_lone(buffer, size, source, now)`;
         False: nothing has been done, it is for `inbound`."""
         self.expire = self._inbound.expire
         """Forget chunks that have waited too long: `expire(now)`. New chunks do that too."""

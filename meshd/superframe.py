@@ -200,7 +200,7 @@ class SuperframeSealer:
         return refused
 
     def lone(self, link: Link, keypair: Keypair, frame: memoryview) -> None:
-        """Seal one whole frame, no longer than `room`, and send it at once: nothing else waits in the train."""
+        """Seal one whole frame, no longer than `room`, and send it at once; in the train waits nothing."""
         aead = keypair.chunks_send
         if aead is None:
             raise ValueError("superframes are not agreed under this keypair")

@@ -88,11 +88,18 @@ async def run(settings: dict[str, Any]) -> None:
         offloads=Offloads.named(tun.offloads),
     )
     shell = TunShell(
-        tun.descriptor, plane.buffer, outbound=plane.outbound, flush=plane.flush, clock=boottime, lost=print
+        tun.descriptor,
+        plane.buffer,
+        lone=plane.lone,
+        outbound=plane.outbound,
+        flush=plane.flush,
+        clock=boottime,
+        lost=print,
     )
     udp = UdpShell(
         [socket],
         receive=plane.inbound,
+        lone=plane.inbound_lone,
         clock=boottime,
         too_big=lambda _, size: too_big.append(size),
         blocked=shell.pause,

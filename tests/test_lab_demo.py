@@ -177,6 +177,40 @@ def test_a_train_loses_single_packets_and_the_rest_arrives_unharmed(line: Networ
 
 
 @pytest.mark.namespaces
+def test_reordering_holds_packets_of_a_train_back_and_loses_none(line: Network) -> None:
+    with ExitStack() as stack:
+        sender, receiver = (
+            stack.enter_context(
+                line.site(name).namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+            )
+            for name in ("left", "right")
+        )
+        receiver.bind(("", 9000))
+        receiver.settimeout(5.0)
+        datagrams = [struct.pack("!I", n) + os.urandom(996) for n in range(64)]
+        try:
+            line.set_wire("east-west", Conditions(delay_ms=5, reorder=0.25, reorder_ms=2))
+            sender.sendmsg(
+                [b"".join(datagrams)],
+                [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", 1000))],
+                0,
+                (line.nodes["right"].address4, 9000),
+            )
+            arrived = [receiver.recv(2048) for _ in datagrams]
+        finally:
+            line.set_wire("east-west", Conditions(delay_ms=5))
+    assert sorted(arrived) == sorted(datagrams)
+    numbers = [struct.unpack("!I", each[:4])[0] for each in arrived]
+    on_time, late = numbers[: numbers.index(max(numbers)) + 1], numbers[numbers.index(max(numbers)) + 1 :]
+    if not late:  # the last was one of those that were held back
+        turn = next(at for at in range(1, 64) if numbers[at] < numbers[at - 1])
+        on_time, late = numbers[:turn], numbers[turn:]
+    assert on_time == sorted(on_time)
+    assert late == sorted(late)
+    assert 4 < len(late) < 32
+
+
+@pytest.mark.namespaces
 def test_residence_counts_from_the_kernels_stamp(line: Network) -> None:
     """What the wire adds is its delay, whatever the process was doing when the packet came."""
     sender, receiver = (

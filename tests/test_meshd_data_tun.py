@@ -118,7 +118,9 @@ async def test_what_comes_alone_is_offered_first_and_what_waits_behind_it_is_rea
     now = 6.0
     device.kernel.send(HEADER + b"\2")
     device.shell.look()
-    assert (len(alone), len(device.frames), device.drains) == (2, 3, [2, 3, 3]), "it was none for the short way"
+    assert (len(alone), len(device.frames), device.drains) == (2, 3, [2, 3, 3]), (
+        "it was none for the short way"
+    )
     now = 7.0
     device.shell.look()
     assert (len(alone), len(device.frames), device.drains) == (2, 3, [2, 3, 3]), "nothing waits"

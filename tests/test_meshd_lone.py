@@ -19,7 +19,9 @@ from tests.data_pair import ALICE, BOB, NOW, RELAY, Side, pair, plain, super_fra
 PING = plain(lab.ip(lab.A4, lab.B4, 1, b"\x08\x00" + bytes(60)))
 
 
-@pytest.mark.parametrize("frame", [PING, plain(tcp(b"x" * 30)), plain(udp(b"x" * 30)), plain(tcp(b"", port=5))])
+@pytest.mark.parametrize(
+    "frame", [PING, plain(tcp(b"x" * 30)), plain(udp(b"x" * 30)), plain(tcp(b"", port=5))]
+)
 def test_after_the_first_of_a_flow_packets_that_come_alone_take_the_short_way(frame: bytes) -> None:
     alice, bob = pair()
     short = []
@@ -95,7 +97,9 @@ class Source:
             elif choice == 2:
                 del datagram[pick.randrange(len(datagram)) :]
             elif choice == 3:
-                datagram[:4] = pick.choice((b"\x04\0\0\0", b"\x01\0\0\0", b"\xce\x03\x01\x01", b"\xce\x03\0\0"))
+                datagram[:4] = pick.choice(
+                    (b"\x04\0\0\0", b"\x01\0\0\0", b"\xce\x03\x01\x01", b"\xce\x03\0\0")
+                )
             return bytes(datagram)
         alice.link.growth.datagrams = pick.choice((1, 64))
         frames = [PING, plain(tcp(bytes(100))), plain(udp(b"abc")), plain(tcp(b"", source="10.160.9.9"))]
