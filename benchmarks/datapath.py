@@ -22,7 +22,8 @@ Rows, each under the three conditions unless it says otherwise (`--only` takes p
 - relay: tcp_1 through the rendezvous, beside wireguard-go hub-and-spoke, in three namespaces;
 - tcp_loss_0.1, _1, _3 (wire): tcp_1 for 20 s or more, so many percent of the datagrams lost each way, with no
   delay and with 20 ms of round-trip time by the lab's delay line (the worse); a run is compared with the one
-  before and with the one behind it, so that five pairs are three runs of each.
+  before and with the one behind it, so that five pairs are three runs of each;
+- tcp_1_nebula, rtt_loaded_nebula, cpu_per_gb_nebula: the same beside Nebula, where that is installed.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from datarows import LOSSES, WORST, Bench, Result, Round
-from dataworld import build_wireguard
+from datarows import LOSSES, NEBULA, WORST, Bench, Result, Round
+from dataworld import build_wireguard, find_nebula
 
 from crossedge.host.namespaces import mount
 
@@ -97,7 +98,8 @@ def measure(bench: Bench, rounds: Iterator[Round], condition: str, pairs: int) -
             for found in runs:
                 result.ours.append(found[row.ours[0]][row.ours[1]])
                 result.theirs.append(found[row.theirs[0]][row.theirs[1]])
-            if bench.wanted(condition, row.name, *(k for k, v in WORST.items() if row.name in v)):
+            known = row.name.removesuffix(NEBULA)
+            if bench.wanted(condition, known, *(k for k, v in WORST.items() if known in v)):
                 results[result.name] = result
                 print(line(result), flush=True)
     return results
@@ -123,7 +125,11 @@ def line(result: Result) -> str:
 
 def summarise(results: dict[str, Result]) -> dict[str, float]:
     """Return the median ratio of each row; of a row that has two, the worse."""
-    ratios = {name: round(statistics.median(result.ratios), 3) for name, result in results.items()}
+    ratios = {
+        name: round(statistics.median(result.ratios), 3)
+        for name, result in results.items()
+        if not name.endswith(NEBULA)
+    }
     for condition in CONDITIONS:
         for name, parts in WORST.items():
             found = [ratios.pop(f"{condition}.{part}") for part in parts if f"{condition}.{part}" in ratios]
@@ -154,7 +160,10 @@ def main(options: argparse.Namespace) -> int:
         "schema": 1,
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds_taken": round(time.time() - began, 1),
-        "wireguard_go": {"version": version, "newest": newest},
+        "peers": {
+            "wireguard-go": {"version": version, "newest": newest},
+            "nebula": {"version": find_nebula() or None},
+        },
         "machine": {"cpus": os.cpu_count(), "load": os.getloadavg(), "kernel": os.uname().release},
         "pairs": options.pairs,
         "seconds": options.seconds,

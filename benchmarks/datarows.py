@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from dataworld import Authority, Crossedge, System, World, run, stock_peer, wireguard, wireguard_hub
+from dataworld import (
+    Authority,
+    Crossedge,
+    System,
+    World,
+    find_nebula,
+    nebula,
+    run,
+    stock_peer,
+    wireguard,
+    wireguard_hub,
+)
 
 LOSSES: Final = {"0.1": (1000, 1), "1": (100, 1), "3": (100, 3)}
 """In so many datagrams so many are dropped."""
@@ -26,6 +37,9 @@ WORST: Final = {
     **{f"tcp_loss_{loss}": (f"tcp_loss_{loss}_0ms", f"tcp_loss_{loss}_20ms") for loss in LOSSES},
 }
 """Rows whose ratio is the worse one of two."""
+
+NEBULA: Final = "_nebula"
+"""How rows end that have Nebula beside crossedge, where it is installed."""
 
 Figures = dict[str, float]
 
@@ -250,6 +264,8 @@ class Bench:
             world = self._world(kind)
         if kind == "wireguard":
             return wireguard(world, binary)
+        if kind == "nebula":
+            return nebula(world)
         if kind == "stock":
             return stock_peer(world, authority, binary)
         config = 'disable_offloads = ["aes"]\n' if kind == "chacha" else ""
@@ -292,6 +308,12 @@ class Bench:
                 Row(n, ("crossedge", n), ("wireguard-go", n)) for n in ("tcp_1", "rtt_loaded", "cpu_per_gb")
             ]
         turns.append(Turn("wireguard-go", partial(tcp_and_pings, self.system("wireguard"))))
+        if hosts and find_nebula():
+            turns.append(Turn("nebula", partial(tcp_and_pings, self.system("nebula"))))
+            rows += [
+                Row(n + NEBULA, ("crossedge", n), ("nebula", n))
+                for n in ("tcp_1", "rtt_loaded", "cpu_per_gb")
+            ]
         if want("tcp_1_chacha"):
             turns.append(Turn("chacha", partial(_named, "tcp", "-P1", self.system("chacha"))))
             rows.append(Row("tcp_1_chacha", ("chacha", "tcp"), ("wireguard-go", "tcp_1")))

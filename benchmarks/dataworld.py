@@ -45,6 +45,9 @@ ETHTOOL: Final = {
 """What is set at both ends of every wire. The first is how the kernel makes a veth pair."""
 
 
+NEBULA_PORT: Final = 4242
+
+
 class World:
     """Two namespaces and what joins them."""
 
@@ -417,6 +420,51 @@ def wireguard(world: World, binary: str) -> System:
     for side, other in (("left", "right"), ("right", "left")):
         peer = Peer(keys[other].public, f"{world.address(other)}:{WIREGUARD_PORT}", (f"{inner[other]}/32",))
         daemons.append(start_wireguard(world, side, binary, keys[side], f"{inner[side]}/32", [peer]))
+    return System(world, world.left, world.right, inner["right"], daemons).serve()
+
+
+def find_nebula() -> str:
+    """Return the version of Nebula that is installed, or nothing."""
+    nebula = shutil.which("nebula")
+    if nebula is None or shutil.which("nebula-cert") is None:
+        return ""
+    done = subprocess.run([nebula, "-version"], capture_output=True, text=True, check=False)
+    return done.stdout.strip().rpartition(" ")[2] or "unknown"
+
+
+def nebula(world: World) -> System:
+    """Return Nebula at both ends, with certificates of an authority of their own."""
+    files = Path("/run/bench") / world.name
+    files.mkdir()
+    authority = ["-ca-crt", str(files / "ca.crt"), "-ca-key", str(files / "ca.key")]
+    run(world.left, "nebula-cert", "ca", "-name", "bench", *(w.replace("-ca-", "-out-") for w in authority))
+    inner = {"left": f"10.9.{world.number}.1", "right": f"10.9.{world.number}.2"}
+    daemons = []
+    for side, other in (("left", "right"), ("right", "left")):
+        own = {"cert": str(files / f"{side}.crt"), "key": str(files / f"{side}.key")}
+        words = [
+            "-name",
+            side,
+            "-networks",
+            f"{inner[side]}/24",
+            "-out-crt",
+            own["cert"],
+            "-out-key",
+            own["key"],
+        ]
+        run(world.left, "nebula-cert", "sign", *authority, *words)
+        anything = [{"port": "any", "proto": "any", "host": "any"}]
+        config = {
+            "pki": {"ca": authority[1], **own},
+            "static_host_map": {inner[other]: [f"{world.address(other)}:{NEBULA_PORT}"]},
+            "lighthouse": {"am_lighthouse": False},
+            "listen": {"host": "0.0.0.0", "port": NEBULA_PORT},
+            "tun": {"dev": "nebula0"},
+            "firewall": {"outbound": anything, "inbound": anything},
+        }
+        file = files / f"{side}.yml"
+        file.write_text(json.dumps(config))  # JSON is YAML
+        daemons.append(world.popen(world.site(side), ["nebula", "-config", str(file)], f"nebula-{side}"))
     return System(world, world.left, world.right, inner["right"], daemons).serve()
 
 
