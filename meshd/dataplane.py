@@ -46,6 +46,7 @@ class DataPlane:
         moved: Callable[[Link, Endpoint, int], None],
         report: Callable[[Link, Keypair], None] = lambda *_: None,
         unknown: Callable[[bytes], None] = lambda _: None,
+        written: Callable[[], None] = lambda: None,
         offloads: Offloads = ALL_OFFLOADS,
         mtu: int = MTU,
     ) -> None:
@@ -64,6 +65,7 @@ class DataPlane:
         - `report(link, keypair)`: the link's peer is due a word on what was received under this keypair;
         - `unknown(address)`: nobody known has the destination of a packet of ours, which waits for `claim` a
           while and is counted as dropped until then; per packet;
+        - `written()`: what came alone was written to the TUN, where the answer may wait already;
         - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()
@@ -71,7 +73,9 @@ class DataPlane:
         self._sink = Sink(write, offloads)
         self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
         self._outbound = Outbound(policy, self._sink, transmit, wanted, unknown, self.dropped)
-        self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, report, self.dropped)
+        self._inbound = Inbound(
+            self._delivery, indices, link_of, control, inner, moved, report, written, self.dropped
+        )
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take

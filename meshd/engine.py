@@ -96,6 +96,7 @@ class Engine:
             moved=self._moved,
             report=self._report,
             unknown=self._unknown,
+            written=self._written,
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
         )
@@ -201,7 +202,6 @@ class Engine:
     def _receive_lone(self, buffer: bytearray, length: int, source: DirectEndpoint, now: float) -> bool:
         if not self.plane.inbound_lone(buffer, length, source, now):
             return False
-        self._tun.look()
         if self._stirred or self.mesh.stirred:
             self.settle()
         return True
@@ -232,6 +232,9 @@ class Engine:
     def _wanted(self, link: Link) -> None:
         self._stirred = True
         self.mesh.want_session(link, boottime())
+
+    def _written(self) -> None:
+        self._tun.look()
 
     def _moved(self, link: Link, source: Endpoint, size: int) -> None:
         self._stirred = True

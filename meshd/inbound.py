@@ -78,6 +78,7 @@ class Inbound:
         "_packets",
         "_reassembly",
         "_report",
+        "_written",
     )
 
     def __init__(
@@ -89,6 +90,7 @@ class Inbound:
         inner: Callable[[Link, bytes, Endpoint, float], None],
         moved: Callable[[Link, Endpoint, int], None],
         report: Callable[[Link, Keypair], None],
+        written: Callable[[], None],
         dropped: Counter[str],
     ) -> None:
         self._delivery = delivery
@@ -98,6 +100,7 @@ class Inbound:
         self._inner = inner
         self._moved = moved
         self._report = report
+        self._written = written
         self._dropped = dropped
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
@@ -156,6 +159,7 @@ class Inbound:
         received.size += size
         received.at = now
         link.session.data_received(now, size, keypair)
+        self._written()
         if now >= keypair.tally.quiet and keypair.tally.due(now):
             self._report(link, keypair)
         return True

@@ -15,6 +15,7 @@ from crossedge.meshd.virtio import PLAIN, SIZE
 
 DRAIN_FRAMES: Final = 64  # read in one wake-up
 DRAIN_BYTES: Final = 512 * 1024
+LOOKS_SKIPPED: Final = 16  # at most, where looks have found nothing
 ALONE: Final = 0.001  # seconds without frames after which the next is not kept to leave with others
 GONE: Final = frozenset({errno.EBADF, errno.EBADFD, errno.ENODEV})
 
@@ -54,6 +55,8 @@ class TunShell:
         self._lost = lost
         self._paused = False
         self._read_at = float("-inf")
+        self._skips = 0
+        self._skipped = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -85,11 +88,20 @@ class TunShell:
             self.dropped[f"tun-write-{_name(error)}"] += 1
 
     def look(self) -> None:
-        """Read what waits: what was written just now may have been answered at once."""
-        if self._loop is not None and not self._paused:
-            self._readable()
+        """Read what waits: what was written just now may have been answered at once.
 
-    def _readable(self) -> None:
+        Where that is not so, again and again, one in so many looks is taken.
+        """
+        if self._loop is None or self._paused:
+            return
+        if self._skipped < self._skips:
+            self._skipped += 1
+            return
+        self._skipped = 0
+        self._skips = 0 if self._readable() else min(2 * self._skips + 1, LOOKS_SKIPPED)
+
+    def _readable(self) -> bool:
+        """Read a drain; returns whether there was a frame."""
         now = self._clock()
         alone = now - self._read_at > ALONE
         total = 0
@@ -101,7 +113,7 @@ class TunShell:
                 size = os.readv(self._descriptor, self._target)
             except BlockingIOError:
                 if not total:
-                    return
+                    return False
                 break
             except OSError as error:
                 self.dropped[f"tun-read-{_name(error)}"] += 1
@@ -111,17 +123,18 @@ class TunShell:
                 break
             self._read_at = now
             if alone and self._lone(size + skip, now):
-                return  # whatever else there is, the loop will tell
+                return True  # whatever else there is, the loop will tell
             self._outbound(size + skip, now)
             if alone:  # what a look at the empty device costs need not make it late
                 alone = False
                 self._flush(now)
                 if self._loop is None:
-                    return  # that stopped us
+                    return True  # that stopped us
             total += size
             if total >= DRAIN_BYTES or self._paused:
                 break
         self._flush(now)
+        return total > 0
 
 
 def _name(error: OSError) -> str:

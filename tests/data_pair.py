@@ -64,6 +64,8 @@ class Side:
     wanted: list[str] = field(default_factory=list)
     moved: list[Endpoint] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    looked: list[tuple[int, int]] = field(default_factory=list)
+    """How much was written, and told the session, each time that the TUN may have had an answer."""
 
     def __post_init__(self) -> None:
         self.session = FakeSession()
@@ -91,6 +93,7 @@ class Side:
             wanted=lambda link: self.wanted.append(link.name),
             moved=lambda _, source, size: self.moved.append(source),
             unknown=lambda address: self.unknown.append(str(ip_address(address))),
+            written=lambda: self.looked.append((len(self.written), len(self.session.received))),
             offloads=self.offloads,
         )
 

@@ -125,6 +125,8 @@ async def test_what_comes_alone_is_offered_first_and_what_waits_behind_it_is_rea
     device.shell.look()
     assert (len(alone), len(device.frames), device.drains) == (2, 3, [2, 3, 3]), "nothing waits"
     device.kernel.send(HEADER + b"\1")
+    device.shell.look()
+    assert len(alone) == 2, "one look is skipped after one that found nothing"
     device.shell.pause(True)
     device.shell.look()
     assert len(alone) == 2

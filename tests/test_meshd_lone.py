@@ -40,6 +40,15 @@ def test_after_the_first_of_a_flow_packets_that_come_alone_take_the_short_way(fr
     assert alice.link.sent.at == bob.link.received.at == NOW + 2
 
 
+def test_an_answer_is_looked_for_when_the_session_knows_what_it_answers() -> None:
+    alice, bob = pair()
+    for number in range(1, 4):
+        alice.read(PING)
+        assert bob.take_lone(*alice.datagrams(), ALICE)
+        assert bob.looked.pop() == (number, number)
+    assert not bob.looked
+
+
 def test_what_is_no_lone_packet_leaves_the_usual_way() -> None:
     alice, _ = pair()
     alice.read_lone(PING)
