@@ -185,9 +185,11 @@ class UdpShell:
             size, named, controlled = found[slot]
             first, at = slot, slot * SLOT
             slot += 1
+            seen = False
             if size > parted and parted:
                 segment, _ = receiver.control(first, controlled)
-                if segment == parted and (count := form.see(buffer, at, size, segment)):
+                seen = segment == parted
+                if seen and (count := form.see(buffer, at, size, segment)):
                     heads = receiver.heads(first, count)
                     name = receiver.name(first, named)
                     source = self._endpoints.get(name) or self._endpoint(name)
@@ -210,7 +212,7 @@ class UdpShell:
                     shift = self._offset() if shift is None else shift
                     if now - OLDEST_STAMP < unix - shift <= now:
                         stamp = unix - shift
-            if size > segment:
+            if size > segment and not seen:
                 form.see(buffer, at, size, segment)
             name = receiver.name(first, named)
             source = self._endpoints.get(name) or self._endpoint(name)
