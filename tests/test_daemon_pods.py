@@ -193,7 +193,7 @@ def test_runtimes_find_the_network_when_the_daemon_is_ready_and_not_before_and_a
     assert not paths.conflist.exists()
     fleet.start("yard")
     until("the conflist is there", paths.conflist.exists, 10.0)
-    assert not paths.prepared.exists()
+    until("what was prepared is gone, which goes after that", lambda: not paths.prepared.exists(), 1.0)
     run_here(*command, "uninstall")
     with fleet.network.nodes["yard"].site.namespace:
         assert [Path(each) for each in install()["written"]] == [paths.binary, paths.conflist]
