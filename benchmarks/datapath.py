@@ -216,6 +216,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 if __name__ == "__main__":
     chosen = parse(sys.argv[1:])
     if not os.environ.get(INSIDE):
+        build_wireguard(REPOSITORY / "build/bench")  # modules are fetched here: inside there is no network
         user = [] if os.geteuid() == 0 else ["-Ur"]
         words = ["unshare", *user, *FLAGS, sys.executable, *sys.argv]
         os.execvpe("unshare", words, {**os.environ, INSIDE: "1"})  # noqa: S606 - our own words

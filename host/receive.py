@@ -21,6 +21,7 @@ import sys
 from struct import Struct
 from typing import Final
 
+from crossedge.host.messages import IoVector, MessageHeader
 from crossedge.host.udp import GRO_SIZE, SCM_TIMESTAMPNS, SOL_UDP, STAMP, UDP_GRO
 
 SLOT: Final = 65_536
@@ -44,32 +45,14 @@ _PORT = Struct("!H")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _IoVector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Header(ctypes.Structure):
-    """struct msghdr."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint),
-        ("vector", ctypes.c_void_p),
-        ("vector_length", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
 class _Message(ctypes.Structure):
     """struct mmsghdr."""
 
-    _fields_ = (("header", _Header), ("length", ctypes.c_uint))
+    _fields_ = (("header", MessageHeader), ("length", ctypes.c_uint))
 
 
 _SIZE: Final = ctypes.sizeof(_Message)
-_AT_NAME, _AT_CONTROL = _Header.name_length.offset, _Header.control_length.offset
+_AT_NAME, _AT_CONTROL = MessageHeader.name_length.offset, MessageHeader.control_length.offset
 
 
 def _fields(count: int) -> Struct:
@@ -90,7 +73,7 @@ class _Messages:
         """Take where each message's vectors are and how many, and where names and controls begin."""
         self.messages = (_Message * len(vectors))()
         for number, (address, count) in enumerate(vectors):
-            self.messages[number].header = _Header(
+            self.messages[number].header = MessageHeader(
                 names + number * _NAME, _NAME, address, count, control + number * _CONTROL, _CONTROL, 0
             )
         self.view = memoryview(self.messages).cast("B")
@@ -115,11 +98,11 @@ class Receiver:
         """Slot `number` begins at `number * SLOT`."""
         self._names = bytearray(_NAME * SLOTS)
         self._control = bytearray(_CONTROL * SLOTS)
-        self._vectors = (_IoVector * SLOTS)()
+        self._vectors = (IoVector * SLOTS)()
         data, names, control = (_address(each) for each in (self.buffer, self._names, self._control))
         for number in range(SLOTS):
-            self._vectors[number] = _IoVector(data + number * SLOT, SLOT)
-        at, size = ctypes.addressof(self._vectors), ctypes.sizeof(_IoVector)
+            self._vectors[number] = IoVector(data + number * SLOT, SLOT)
+        at, size = ctypes.addressof(self._vectors), ctypes.sizeof(IoVector)
         self._addresses = names, control
         self._whole = _Messages([(at + number * size, 1) for number in range(SLOTS)], names, control)
         self._structs = [_fields(count) for count in range(SLOTS + 1)]
@@ -172,9 +155,9 @@ class Receiver:
         bodies = -(-(SLOT - segment) // (segment - self._head))
         heads_put = bytearray(TRAINS * bodies * self._head)
         self._heads = memoryview(heads_put)
-        self._vectors_parted = (_IoVector * (TRAINS * (1 + 2 * bodies)))()
+        self._vectors_parted = (IoVector * (TRAINS * (1 + 2 * bodies)))()
         data, heads, at = _address(self.buffer), _address(heads_put), 0
-        size = ctypes.sizeof(_IoVector)
+        size = ctypes.sizeof(IoVector)
         first = ctypes.addressof(self._vectors_parted)
         vectors: list[tuple[int, int]] = []
         flat: list[int] = []

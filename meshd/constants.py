@@ -36,6 +36,8 @@ RESPONSE_SIZE = 92  # paper, 5.4.3
 COOKIE_SIZE = 64  # paper, 5.4.7
 TRANSPORT_HEADER = 16  # type, receiver index, counter (paper, 5.4.6)
 TRANSPORT_OVERHEAD = TRANSPORT_HEADER + TAG_SIZE
+SUPERFRAME_HEADER = 16  # ours, as long as that of transport data
+SUPERFRAME_OVERHEAD = SUPERFRAME_HEADER + TAG_SIZE
 PADDING = 16  # plaintext is padded to a multiple of this (paper, 5.4.6)
 
 # --- Limits and timers (paper, 6.1) -------------------------------------------------------------------

@@ -76,6 +76,8 @@ class DataPlane:
         self._inbound = Inbound(
             self._delivery, indices, link_of, control, inner, moved, report, written, self.dropped
         )
+        self.write_to = self._sink.write_to
+        """Write frames to another TUN from now on: `write_to(write)`."""
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take
@@ -93,6 +95,11 @@ class DataPlane:
         self.inbound_lone = self._inbound.lone
         """Take one datagram that came alone, at a buffer's start: `inbound_lone(buffer, size, source, now)`;
         False: nothing has been done, it is for `inbound`."""
+        self.whole = self._inbound.whole
+        """Take a train that was taken apart while it was read: `whole(buffer, start, end, source, now)`;
+        False: nothing has been done, it is for `inbound`."""
+        self.end_wholes = self._inbound.end_wholes
+        """End a row of those: `end_wholes(now)`."""
         self.expire = self._inbound.expire
         """Forget chunks that have waited too long: `expire(now)`. New chunks do that too."""
 

@@ -78,6 +78,7 @@ class Engine:
             sockets,
             receive=self._receive,
             lone=self._receive_lone,
+            end_wholes=self._end_wholes,
             clock=boottime,
             too_big=self._too_big,
             blocked=self._blocked,
@@ -89,7 +90,7 @@ class Engine:
             indices=mesh.device.indices,
             link_of=lambda session: session.owner.link,
             transmit=self.udp.transmit,
-            write=self._write,
+            write=lambda _: None,  # until there is a TUN, which is before anything is read
             control=self._control,
             inner=self._inner,
             wanted=self._wanted,
@@ -100,6 +101,7 @@ class Engine:
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
         )
+        self.udp.whole = self.plane.whole
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
@@ -180,7 +182,7 @@ class Engine:
     # --- What the data path and the shells call ---------------------------------------------------------
 
     def _tun_shell(self, tun: Tun) -> TunShell:
-        return TunShell(
+        shell = TunShell(
             tun.descriptor,
             self.plane.buffer,
             lone=self._lone,
@@ -190,6 +192,8 @@ class Engine:
             lost=self._tun_lost,
             vnet_header=tun.vnet_header > 0,
         )
+        self.plane.write_to(shell.write)
+        return shell
 
     def _tun_lost(self, error: OSError) -> None:  # the host's state hears of it by itself and opens another
         self.dropped[f"tun-lost-{error.errno}"] += 1
@@ -206,6 +210,11 @@ class Engine:
             self.settle()
         return True
 
+    def _end_wholes(self, now: float) -> None:
+        self.plane.end_wholes(now)
+        if self._stirred or self.mesh.stirred:
+            self.settle()
+
     def _lone(self, length: int, now: float) -> bool:
         if not self.plane.lone(length, now):
             return False
@@ -217,9 +226,6 @@ class Engine:
         self.plane.flush(now)
         if self._stirred or self.mesh.stirred:
             self.settle()
-
-    def _write(self, frame: memoryview) -> None:
-        self._tun.write(frame)
 
     def _control(self, datagram: bytes, source: Endpoint, _: float) -> None:
         self._stirred = True

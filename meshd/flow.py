@@ -81,8 +81,8 @@ class SuperKind:
     """Where the payload begins in the packet."""
     gso_type: int
     gso_size: int
-    path: tuple[object, ...] = ()
-    """The measures of the path for which the two below were worked out."""
+    measures: object = None
+    """Those of the link (`Growth.measures`) by which the two below were worked out."""
     stride: int = 0
     """Payload of a piece; 0 where it has to be cut into plain packets."""
     most: int = 0

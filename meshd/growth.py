@@ -64,11 +64,23 @@ class Tally:
 class Growth:
     """The length of records towards one peer, in datagrams."""
 
-    __slots__ = ("_at", "_clean", "_end", "_opened", "_pause", "_rate", "_receiver", "_resume", "datagrams")
+    __slots__ = (
+        "_at",
+        "_clean",
+        "_datagrams",
+        "_end",
+        "_opened",
+        "_pause",
+        "_rate",
+        "_receiver",
+        "_resume",
+        "measures",
+    )
 
     def __init__(self) -> None:
-        self.datagrams = 1
-        """A record may fill so many datagrams now."""
+        self._datagrams = 1
+        self.measures = object()
+        """Another object after each change of how long records may be, or of what else decides about it."""
         self._receiver = -1
         self._end = 0
         self._opened = 0
@@ -77,6 +89,21 @@ class Growth:
         self._rate = 0.0
         self._pause = PAUSE_FIRST
         self._resume = float("-inf")
+
+    @property
+    def datagrams(self) -> int:
+        """A record may fill so many datagrams now."""
+        return self._datagrams
+
+    @datagrams.setter
+    def datagrams(self, count: int) -> None:
+        if count != self._datagrams:
+            self._datagrams = count
+            self.changed()
+
+    def changed(self) -> None:
+        """Let what was worked out by `measures` be worked out again."""
+        self.measures = object()
 
     def report(self, receiver: int, end: int, opened: int, now: float) -> None:
         """Take a report: under the keypair with this receiver index, `opened` datagrams of `end` were opened.

@@ -66,6 +66,12 @@ class Inbound:
     """Takes what was received; `receive` is one batch."""
 
     __slots__ = (
+        "_bulk_count",
+        "_bulk_index",
+        "_bulk_keypair",
+        "_bulk_link",
+        "_bulk_size",
+        "_bulk_source",
         "_channels",
         "_control",
         "_delivery",
@@ -106,14 +112,24 @@ class Inbound:
         self._opener = Opener(delivery, self._reassembly, dropped)
         self._packets = TransportOpener(delivery, dropped)
         self._channels: dict[tuple[DirectEndpoint, int], RelayEndpoint] = {}
+        self._bulk_index = -1  # whose records `whole` takes at the moment, by the receiver index,
+        self._bulk_source: DirectEndpoint | None = None  # from where,
+        self._bulk_link: Link | None = None
+        self._bulk_keypair: Keypair | None = None
+        self._bulk_count = 0  # and how much: datagrams,
+        self._bulk_size = 0  # bytes of plaintext
 
     def receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         """Take all arrivals in `buffer`; everything in it has been dealt with on return."""
         received = memoryview(buffer)
-        if arrivals and arrivals[0].heads is not None:
-            arrivals = self._whole(buffer, received, arrivals, now)
-            if not arrivals:
-                return
+        taken = 0
+        for start, end, _, sender, _, _, heads in arrivals:
+            if heads is None or not self.whole(buffer, start, end, sender, now):
+                break
+            taken += 1
+        if taken:
+            self.end_wholes(now)
+            arrivals = arrivals[taken:]
         batches = self._gather(buffer, arrivals, now)
         spoken: list[tuple[Link, bytes, Endpoint, float]] = []
         heard: list[tuple[_Batch, int, int]] = []
@@ -164,40 +180,68 @@ class Inbound:
             self._report(link, keypair)
         return True
 
-    def _whole(
-        self, buffer: bytearray, received: memoryview, arrivals: list[Arrival], now: float
-    ) -> list[Arrival]:
-        """Take the trains, from the first on, that are one record each, as bulk comes; returns the others."""
-        last: tuple[Link, Keypair] | None = None
-        taken = size = 0
-        for start, end, _, source, _, _, heads in arrivals:
-            if heads is None or not one_record(buffer, start, heads):
-                break
-            _, _, count, receiver, counter = HEADER.unpack_from(buffer, start)
-            found = self._indices.get(receiver)
-            if found is None:
-                break
-            session, keypair = found
-            link = self._link_of(session)
-            if link is None or source not in link.endpoints or now - keypair.created >= REJECT_AFTER_TIME:
-                break
-            if last is not None and last != (link, keypair):
-                break
-            if not self._opener.whole(link, keypair, received[start + HEADER_SIZE : end], counter, count):
-                break
-            last = link, keypair
-            link.received.datagrams += count
-            size += end - start - OVERHEAD
-            taken += 1
+    def whole(self, buffer: bytearray, start: int, end: int, source: DirectEndpoint, now: float) -> bool:
+        """Take a train that looks like one record and was taken apart: it is `buffer[start:end]`.
+
+        What the headers say that were put aside does not matter: where the record opens, all of it is there.
+        False: nothing has been done, it is for `receive`, and whatever comes behind it. `end_wholes` follows.
+        """
+        _, _, count, receiver, counter = HEADER.unpack_from(buffer, start)
+        expected = receiver == self._bulk_index and source is self._bulk_source
+        if not expected and not self._bulk_from(receiver, source, now):
+            return False
+        link, keypair = self._bulk_link, self._bulk_keypair
+        if (
+            link is None
+            or keypair is None
+            or not self._opener.whole(
+                link, keypair, memoryview(buffer)[start + HEADER_SIZE : end], counter, count
+            )
+        ):
+            return False
+        self._bulk_count += count
+        self._bulk_size += end - start - OVERHEAD
+        return True
+
+    def _bulk_from(self, receiver: int, source: DirectEndpoint, now: float) -> bool:
+        """Expect bulk for this receiver index from there; False where it has to be looked at more closely."""
+        self.end_wholes(now)
+        found = self._indices.get(receiver)
+        if found is None:
+            return False
+        session, keypair = found
+        link = self._link_of(session)
+        if link is None or source not in link.endpoints or now - keypair.created >= REJECT_AFTER_TIME:
+            return False
+        self._bulk_index, self._bulk_source, self._bulk_link, self._bulk_keypair = (
+            receiver,
+            source,
+            link,
+            keypair,
+        )
+        return True
+
+    def end_wholes(self, now: float) -> None:
+        """Tell the session of the records that `whole` took."""
+        self._bulk_index = -1
+        count, size, link, keypair = (
+            self._bulk_count,
+            self._bulk_size,
+            self._bulk_link,
+            self._bulk_keypair,
+        )
+        if not count or link is None or keypair is None:
+            return
+        self._bulk_count = self._bulk_size = 0
+        self._bulk_link = self._bulk_keypair = None
         self._delivery.flush()
-        if last is not None:
-            link, keypair = last
-            link.received.size += size
-            link.received.at = now
-            link.session.data_received(now, size, keypair)
-            if keypair.tally.due(now):
-                self._report(link, keypair)
-        return arrivals[taken:]
+        received = link.received
+        received.datagrams += count
+        received.size += size
+        received.at = now
+        link.session.data_received(now, size, keypair)
+        if now >= keypair.tally.quiet and keypair.tally.due(now):
+            self._report(link, keypair)
 
     def expire(self, now: float) -> None:
         """Drop chunks that have waited too long."""

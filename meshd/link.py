@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from crossedge.meshd.constants import SUPERFRAME_OVERHEAD
 from crossedge.meshd.growth import Growth
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.virtio import GSO_TYPES
@@ -55,17 +56,18 @@ class Link:
     """One peer of the data path."""
 
     __slots__ = (
+        "_datagram_size",
+        "_gso",
+        "_largest_chunk",
         "agreed",
-        "datagram_size",
         "endpoints",
         "growth",
-        "gso",
-        "largest_chunk",
         "name",
         "overhead",
         "queue",
         "queued_bytes",
         "received",
+        "room",
         "sent",
         "session",
         "sources",
@@ -87,14 +89,13 @@ class Link:
         that the peer was heard from. Each end chooses its own way, so they need not be the same."""
         self.overhead = 0
         """Bytes of relay header in each datagram."""
-        self.datagram_size = SAFE_DATAGRAM
-        """UDP payload that we may fill, in bytes, a relay's header not counted."""
+        self._datagram_size = SAFE_DATAGRAM
         self.agreed: Keypair | None = None
         """The keypair under which the peer takes superframes."""
-        self.gso = GSO_TYPES
-        """Types of super-packets that the peer can write."""
-        self.largest_chunk = LARGEST_DATAGRAM
-        """The longest superframe datagram that the peer takes, in bytes."""
+        self._gso = GSO_TYPES
+        self._largest_chunk = LARGEST_DATAGRAM
+        self.room = SAFE_DATAGRAM - SUPERFRAME_OVERHEAD
+        """How much plaintext, in bytes, a record of one datagram has room for."""
         self.growth = Growth()
         """How long records may be."""
         self.queue: deque[bytes] = deque()
@@ -102,6 +103,40 @@ class Link:
         self.queued_bytes = 0
         self.sent = Traffic()
         self.received = Traffic()
+
+    @property
+    def datagram_size(self) -> int:
+        """UDP payload that we may fill, in bytes, a relay's header not counted."""
+        return self._datagram_size
+
+    @datagram_size.setter
+    def datagram_size(self, size: int) -> None:
+        self._datagram_size = size
+        self._measure()
+
+    @property
+    def largest_chunk(self) -> int:
+        """The longest superframe datagram that the peer takes, in bytes."""
+        return self._largest_chunk
+
+    @largest_chunk.setter
+    def largest_chunk(self, size: int) -> None:
+        self._largest_chunk = size
+        self._measure()
+
+    @property
+    def gso(self) -> frozenset[int]:
+        """Types of super-packets that the peer can write."""
+        return self._gso
+
+    @gso.setter
+    def gso(self, types: frozenset[int]) -> None:
+        self._gso = types
+        self._measure()
+
+    def _measure(self) -> None:
+        self.room = min(self._datagram_size, self._largest_chunk) - SUPERFRAME_OVERHEAD
+        self.growth.changed()
 
     @property
     def superframes(self) -> bool:

@@ -129,13 +129,13 @@ class Opener:
         return True
 
     def whole(self, link: Link, keypair: Keypair, sealed: memoryview, counter: int, count: int) -> bool:
-        """Open and deliver a record of `count` datagrams, all there and contiguous.
+        """Open and deliver a record of `count` datagrams, all there and contiguous, as bulk comes.
 
         False where it does not open: `open` deals with it, nothing is done. Afterwards `Delivery.flush`.
         """
-        aead, view = keypair.chunks_receive, self._view
+        aead, replay, view = keypair.chunks_receive, keypair.chunk_replay, self._view
         stop = BASE + len(sealed) - TAG_SIZE
-        if aead is None or not keypair.chunk_replay.check(counter) or stop > len(view):
+        if aead is None or stop > len(view) or (counter <= replay.newest and not replay.check(counter)):
             return False
         try:
             aead.decrypt_into(
@@ -143,10 +143,29 @@ class Opener:
             )
         except InvalidTag:
             return False
-        keypair.chunk_replay.mark(counter)
-        keypair.tally.add(counter, count)
-        self._reassembly.discard((keypair.local_index, counter))
-        self._frames(link, stop)
+        replay.mark(counter)
+        tally = keypair.tally
+        tally.opened += count
+        counter += count
+        if counter > tally.end:
+            tally.end = counter
+        if self._reassembly.records:
+            self._reassembly.discard((keypair.local_index, counter - count))
+        if stop < BASE + FRAME_SIZE:
+            return True
+        flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
+        end = BASE + FRAME_SIZE + length
+        if (
+            gso_type
+            and not flags & ~FRAME_FLAGS
+            and end <= stop
+            and (end + FRAME_SIZE > stop or not FRAME.unpack_from(self._plain, end)[3])  # but for padding
+        ):
+            self._delivery.bulk(
+                link, view[BASE + FRAME_SIZE - SIZE : end], gso_type, gso_size, flags & PARTIAL_CHECKSUM != 0
+            )
+        else:
+            self._frames(link, stop)
         return True
 
     # --- Records of one datagram ---------------------------------------------------------------------------

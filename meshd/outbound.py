@@ -48,7 +48,6 @@ from crossedge.meshd.superframe import (
     POSITIONS,
     SuperframeSealer,
 )
-from crossedge.meshd.superframe import room as superframe_room
 from crossedge.meshd.toobig import IPV6_LEAST, TooBigAnswers
 from crossedge.meshd.train import Train, Transmit
 from crossedge.meshd.transport import TransportSealer
@@ -191,7 +190,7 @@ class Outbound:
             keypair is None
             or keypair is not session.current
             or not link.endpoints
-            or length - START > superframe_room(link)
+            or length - START > link.room
             or not keypair.can_send(now)
         ):
             return False
@@ -408,7 +407,7 @@ class Outbound:
         if (
             not stage.superframes
             or GSO_UDP_L4 not in link.gso
-            or length - START > superframe_room(link)
+            or length - START > link.room
             or not self._run.begin(self.view[:length])
         ):
             return False
@@ -448,10 +447,8 @@ class Outbound:
         if not stage.superframes:
             self._as_transport(link, stage, view[SIZE:length], kind, now)
             return
-        path = link.datagram_size, link.largest_chunk, link.growth.datagrams, link.overhead, link.gso
-        if path != kind.path:
+        if kind.measures is not link.growth.measures:
             self._measure(link, kind)
-            kind.path = path
         payload = length - SIZE - kind.header
         stride = kind.stride
         if not stride or payload > POSITIONS * stride:
@@ -473,12 +470,13 @@ class Outbound:
             self._records(link, stage, buffer, view, length, kind)
         else:
             FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
-            self._frames.whole(link, stage.keypair, buffer, START, length)
+            self._frames.whole(link, stage.keypair, view, START, length)
 
     def _measure(self, link: Link, kind: SuperKind) -> None:
         """Work out how super-packets of a kind are cut on a link's path as it is now."""
+        kind.measures = link.growth.measures
         gso_size, head = kind.gso_size, FRAME_SIZE + kind.header
-        stride = superframe_room(link) - head
+        stride = link.room - head
         if kind.layout.protocol != TCP or gso_size <= stride:
             stride -= stride % gso_size
         kind.stride = stride if kind.gso_type in link.gso and stride >= SMALLEST_SEGMENT else 0
@@ -506,7 +504,7 @@ class Outbound:
             mend(part, kind.layout, before, gso_size, after == payload)
             flags, size = PARTIAL_CHECKSUM | LAST_PIECE, end - start - FRAME_SIZE
             FRAME.pack_into(buffer, start, flags, kind.gso_type, gso_size, size)
-            self._frames.whole(link, stage.keypair, buffer, start, end)
+            self._frames.whole(link, stage.keypair, view, start, end)
             buffer[end : end + RECORD_DATAGRAMS] = behind
 
     def _as_transport(

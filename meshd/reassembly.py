@@ -68,16 +68,17 @@ class _Session:
 class Reassembly:
     """The records of all sessions that wait for chunks."""
 
-    __slots__ = ("_cost", "_dropped", "_order", "_sessions")
+    __slots__ = ("_cost", "_dropped", "_sessions", "records")
 
     def __init__(self, dropped: Counter[str]) -> None:
         self._dropped = dropped
         self._sessions: dict[int, _Session] = {}
-        self._order: OrderedDict[Record, _Waiting] = OrderedDict()
+        self.records: OrderedDict[Record, _Waiting] = OrderedDict()
+        """What waits, oldest first; for those who ask whether anything does."""
         self._cost = 0
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.records)
 
     @property
     def cost(self) -> int:
@@ -94,7 +95,7 @@ class Reassembly:
         if not 0 <= index < count or len(part) < SMALLEST_CHUNK:
             self._dropped["chunk-malformed"] += 1
             return []
-        waiting = self._order.get(record) or self._begin(record, now)
+        waiting = self.records.get(record) or self._begin(record, now)
         key = (count, len(part), source)
         touched = self._place(waiting.candidates, key, index, part)
         self._charge(record[0], waiting)
@@ -111,7 +112,7 @@ class Reassembly:
         if end > count or size < SMALLEST_CHUNK:
             self._dropped["chunk-malformed"] += len(parts)
             return []
-        waiting = self._order.get(record) or self._begin(record, now)
+        waiting = self.records.get(record) or self._begin(record, now)
         key = (count, size, source)
         candidates = waiting.candidates
         if not candidates:
@@ -132,7 +133,7 @@ class Reassembly:
 
     def discard(self, record: Record) -> None:
         """Forget a record: it was opened, or it is a replay."""
-        waiting = self._order.pop(record, None)
+        waiting = self.records.pop(record, None)
         if waiting is None:
             return
         receiver, counter = record
@@ -145,8 +146,8 @@ class Reassembly:
 
     def expire(self, now: float) -> None:
         """Drop what has waited too long."""
-        while self._order:
-            record, waiting = next(iter(self._order.items()))
+        while self.records:
+            record, waiting = next(iter(self.records.items()))
             if now - waiting.since < LIFETIME:
                 return
             self._dropped["chunk-timeout"] += 1
@@ -154,7 +155,7 @@ class Reassembly:
 
     def _begin(self, record: Record, now: float) -> _Waiting:
         receiver, counter = record
-        waiting = self._order[record] = _Waiting(now)
+        waiting = self.records[record] = _Waiting(now)
         self._sessions.setdefault(receiver, _Session()).records[counter] = waiting
         return waiting
 
@@ -194,4 +195,4 @@ class Reassembly:
             self.discard((receiver, next(iter(self._sessions[receiver].records))))
         while self._cost > TOTAL_BYTES:
             self._dropped["chunk-full"] += 1
-            self.discard(next(iter(self._order)))
+            self.discard(next(iter(self.records)))

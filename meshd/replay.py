@@ -23,25 +23,21 @@ class ReplayWindow:
     Bitmasks speak of a run of counters: bit i stands for counter `first + i`.
     """
 
-    __slots__ = ("_newest", "_words")
+    __slots__ = ("_words", "newest")
 
     def __init__(self) -> None:
-        self._newest = 0
-        self._words = [0] * REPLAY_WORDS
-
-    @property
-    def newest(self) -> int:
+        self.newest = 0
         """The greatest counter accepted so far (0 also when there is none yet)."""
-        return self._newest
+        self._words = [0] * REPLAY_WORDS
 
     def close(self) -> None:
         """Refuse every counter from now on; for a keypair that was erased."""
-        self._newest = _CLOSED
+        self.newest = _CLOSED
         self._words = [_FULL] * REPLAY_WORDS
 
     def check(self, counter: int) -> bool:
         """Tell whether `counter` is new and not too old. Changes nothing."""
-        newest = self._newest
+        newest = self.newest
         if counter > newest:
             return counter < REJECT_AFTER_MESSAGES
         if newest - counter > REPLAY_WINDOW:
@@ -57,17 +53,17 @@ class ReplayWindow:
 
     def mark(self, counter: int) -> None:
         """Mark `counter` as accepted, which `check` found acceptable just now."""
-        newest = self._newest
+        newest = self.newest
         if counter > newest:
             if counter >> _SHIFT == newest >> _SHIFT:
-                self._newest = counter
+                self.newest = counter
             else:
                 self._advance(counter)
         self._words[counter >> _SHIFT & _RING] |= 1 << (counter & _LOW)
 
     def check_range(self, first: int, count: int) -> int:
         """Return the bitmask of those of `count` counters from `first` that may be accepted."""
-        newest = self._newest
+        newest = self.newest
         end = first + count
         if first > newest:
             if end <= REJECT_AFTER_MESSAGES:
@@ -97,7 +93,7 @@ class ReplayWindow:
         if not fresh:
             return 0
         newest = first + fresh.bit_length() - 1
-        if newest > self._newest:
+        if newest > self.newest:
             self._advance(newest)
         words = self._words
         word = first >> _SHIFT
@@ -110,9 +106,9 @@ class ReplayWindow:
 
     def _advance(self, counter: int) -> None:
         """Make `counter` the newest; the words that the window enters anew are emptied."""
-        word = self._newest >> _SHIFT
+        word = self.newest >> _SHIFT
         steps = (counter >> _SHIFT) - word
-        self._newest = counter
+        self.newest = counter
         if steps >= REPLAY_WORDS:
             self._words = [0] * REPLAY_WORDS
             return

@@ -41,6 +41,10 @@ class Sink:
         self.size = 0
         """Bytes of packets written."""
 
+    def write_to(self, write: Write) -> None:
+        """Give frames to another `write` from now on."""
+        self._write = write
+
     def write(self, frame: memoryview, header: Header, layout: Layout) -> None:
         """Write a packet that begins at `frame[SIZE]`; its virtio header is put in front of it."""
         if header.gso_type != GSO_NONE and not self._takes(header, len(frame)):

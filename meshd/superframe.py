@@ -39,10 +39,11 @@ was in it and no more, and consecutive pieces become one, possibly shorter, supe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from crossedge.meshd.constants import TAG_SIZE
+from crossedge.meshd.constants import SUPERFRAME_OVERHEAD, TAG_SIZE
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
@@ -51,11 +52,11 @@ from crossedge.meshd.train import Parts, Train
 MAGIC: Final = 0x03CE  # CE 03, read as a little-endian word
 HEADER: Final = Struct("<HBBIQ")
 HEADER_SIZE: Final = HEADER.size
-OVERHEAD: Final = HEADER_SIZE + TAG_SIZE
+OVERHEAD: Final = SUPERFRAME_OVERHEAD
 COUNTER_AT: Final = 8  # in the header, to its end
 BYTES: Final = bytes(range(256))
 SMALLEST_FORM: Final = 1024  # bytes of datagrams of which trains are foreseen
-SIZES_KEPT: Final = 32  # of chunks, for which the parts of a train are kept
+FORMS_KEPT: Final = 64  # of records
 FRAME: Final = Struct("<BBHI")
 FRAME_SIZE: Final = FRAME.size
 
@@ -71,11 +72,6 @@ PADDING_SHARE: Final = 8  # a record is padded by up to an eighth of its length 
 def nonce(counter: int, count: int, position: int = 0) -> bytes:
     """Return the nonce of a record."""
     return (counter << 32 | count << 8 | position).to_bytes(12, "little")
-
-
-def room(link: Link) -> int:
-    """Return how much plaintext, in bytes, a record of one datagram has room for."""
-    return min(link.datagram_size, link.largest_chunk) - OVERHEAD
 
 
 class TrainForm:
@@ -151,15 +147,30 @@ class _Headers:
         self._counter = counter
 
 
+@dataclass(slots=True)
+class _Form:
+    """How a record of one length is spread over datagrams."""
+
+    count: int
+    segment: int
+    """Length of each datagram, in bytes."""
+    padding: bytes
+    """What goes behind the plaintext, so that they are equally long."""
+    sealed: memoryview
+    """Where ciphertext and tag go."""
+    parts: Parts
+    """Headers and chunks by turns."""
+
+
 class SuperframeSealer:
     """Seals frames and super-packets into the train."""
 
-    __slots__ = ("_headers", "_parts", "_scratch", "_train", "_view")
+    __slots__ = ("_forms", "_headers", "_scratch", "_train", "_view")
 
     def __init__(self, train: Train) -> None:
         self._train = train
         self._headers = _Headers()
-        self._parts: dict[int, Parts] = {}
+        self._forms: dict[tuple[int, int], _Form] = {}
         self._scratch = bytearray(65_536)
         self._view = memoryview(self._scratch)
 
@@ -172,7 +183,7 @@ class SuperframeSealer:
         aead = keypair.chunks_send
         if aead is None:
             return len(ends)
-        limit = room(link)
+        limit = link.room
         if ends[-1] <= limit:
             self._seal(link, keypair, aead, frames)
             return 0
@@ -269,43 +280,51 @@ class SuperframeSealer:
 
     def record_room(self, link: Link) -> int:
         """Return how much plaintext, in bytes, the longest record for now has room for."""
-        chunk = room(link) + TAG_SIZE
+        chunk = link.room + TAG_SIZE
         count = min(link.growth.datagrams, self._train.capacity(link, HEADER_SIZE + chunk))
         return count * chunk - TAG_SIZE
 
-    def whole(self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int) -> None:
-        """Seal the frames `buffer[start:end]`, no more than `record_room`, as one record.
+    def whole(self, link: Link, keypair: Keypair, view: memoryview, start: int, end: int) -> None:
+        """Seal the frames `view[start:end]`, no more than `record_room`, as one record.
 
         Up to `RECORD_DATAGRAMS` bytes behind them are overwritten.
         """
         aead = keypair.chunks_send
         if aead is None:
             raise ValueError("superframes are not agreed under this keypair")
-        most = room(link) + TAG_SIZE
-        count = -(-(end - start + TAG_SIZE) // most)
+        key = end - start, link.room
+        form = self._forms.get(key) or self._form(*key)
+        count = form.count
         if count == 1:
-            with memoryview(buffer) as view:
-                self._seal(link, keypair, aead, view[start:end])
+            self._seal(link, keypair, aead, view[start:end])
             return
-        size = -(-(end - start + TAG_SIZE) // count)
-        padding = count * size - TAG_SIZE - (end - start)
-        buffer[end : end + padding] = bytes(padding)
+        after = end + len(form.padding)
+        view[end:after] = form.padding
         counter = keypair.reserve_chunks(count)
-        with memoryview(buffer) as view:
-            sealed = self._view[: count * size]
-            aead.encrypt_into(nonce(counter, count), view[start : end + padding], None, sealed)
+        aead.encrypt_into(
+            (counter << 32 | count << 8).to_bytes(12, "little"), view[start:after], None, form.sealed
+        )
         self._headers.set(count, keypair.remote_index, counter)
-        parts = self._parts.get(size) or self._cut(size)
-        self._train.send_parts(link, parts[: 2 * count], HEADER_SIZE + size, count)
+        self._train.send_parts(link, form.parts, form.segment, count)
 
-    def _cut(self, size: int) -> Parts:
-        """Return headers and chunks of `size` bytes by turns, as many as there may be."""
-        if len(self._parts) >= SIZES_KEPT:
-            self._parts.clear()
-        parts = self._parts[size] = []
-        for index in range(min(RECORD_DATAGRAMS, len(self._view) // size)):
+    def _form(self, length: int, room: int) -> _Form:
+        """Work out how a record of `length` bytes is spread where a datagram has room for so many."""
+        count = -(-(length + TAG_SIZE) // (room + TAG_SIZE))
+        size = -(-(length + TAG_SIZE) // count)
+        parts: Parts = []
+        for index in range(count):
             parts += (self._headers.views[index], self._view[index * size : index * size + size])
-        return parts
+        if len(self._forms) >= FORMS_KEPT:
+            self._forms.clear()
+        made = _Form(
+            count,
+            HEADER_SIZE + size,
+            bytes(count * size - TAG_SIZE - length),
+            self._view[: count * size],
+            parts,
+        )
+        self._forms[length, room] = made
+        return made
 
     def _seal(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> None:
         """Seal a record of one datagram."""
@@ -320,7 +339,7 @@ class SuperframeSealer:
 
     def _spread(self, link: Link, keypair: Keypair, aead: Aead, plaintext: memoryview) -> bool:
         """Seal a record of several datagrams of equal size; False where it would take too many."""
-        most = room(link) + TAG_SIZE
+        most = link.room + TAG_SIZE
         count = -(-(len(plaintext) + TAG_SIZE) // most)
         if count > RECORD_DATAGRAMS:
             return False

@@ -17,7 +17,7 @@ TRAIN_SEGMENTS: Final = 64
 TRAIN_BYTES: Final = 65_400
 
 Parts = list[memoryview]
-"""The bytes of a train, one part behind the other."""
+"""The bytes of a train, one part behind the other. Of a list with several the parts stay where they are."""
 
 Transmit = Callable[[Endpoint, Parts, int], None]
 """Send parts as datagrams of so many bytes (the last may be shorter); the memory is reused afterwards."""

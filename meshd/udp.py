@@ -16,6 +16,7 @@ from struct import Struct
 from typing import Final
 
 from crossedge.host.clock import realtime_offset
+from crossedge.host.gather import Gather, SocketName, argument
 from crossedge.host.receive import LONG, SINGLE, SLOT, Receiver, address_of
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
 from crossedge.meshd.inbound import Arrival
@@ -35,6 +36,7 @@ from crossedge.wire.relay import pack_header
 ROUNDS: Final = 4  # gatherings of one wake-up
 BACKLOG_BYTES: Final = 1024 * 1024  # that wait for a socket to become writable
 ENDPOINTS_KEPT: Final = 8192
+GATHERS_KEPT: Final = 64
 OLDEST_STAMP: Final = 5.0  # seconds; an older kernel stamp means that the clock was set
 NO_GSO: Final = frozenset({errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP})  # it never will
 _TTL = Struct("=i")
@@ -45,13 +47,14 @@ Ancillary = tuple[int, int, bytes]
 class _Socket:
     """One socket and what it can do now."""
 
-    __slots__ = ("backlog", "descriptor", "gso", "kernel", "number", "socket", "v6", "waiting")
+    __slots__ = ("backlog", "descriptor", "gso", "kernel", "number", "socket", "to_kernel", "v6", "waiting")
 
     def __init__(self, opened: UdpSocket, number: int = 0) -> None:
         self.number = number  # of a further socket, 0 for the daemon's own
         self.kernel = opened
         self.socket = opened.socket
         self.descriptor = opened.socket.fileno()
+        self.to_kernel = argument(self.descriptor)
         self.gso = opened.gso
         self.v6 = opened.socket.family == socket.AF_INET6
         self.backlog: deque[tuple[bytes, int, Endpoint]] = deque()
@@ -67,6 +70,7 @@ class UdpShell:
         *,
         receive: Callable[[bytearray, list[Arrival], float], None],
         lone: Callable[[bytearray, int, DirectEndpoint, float], bool] = lambda *_: False,
+        end_wholes: Callable[[float], None] = lambda _: None,
         clock: Callable[[], float],
         too_big: Callable[[Endpoint, int], None],
         blocked: Callable[[bool], None],
@@ -78,6 +82,7 @@ class UdpShell:
         - `receive(buffer, arrivals, now)`: everything that a gathering read;
         - `lone(buffer, length, source, now)`: a datagram that came alone, if it is one that can be dealt with
           at once; False: it is for `receive`;
+        - `end_wholes(now)`: there are no more for `whole` for now;
         - `clock`: `now`; `offset`: what to add to it to get Unix time, for the kernel's stamps;
         - `too_big(endpoint, size)`: a datagram with so much UDP payload does not leave this host;
         - `blocked(yes)`: whether datagrams wait for a socket;
@@ -89,6 +94,10 @@ class UdpShell:
         self._v6 = next((entry for entry in self._sockets if entry.v6), None)
         self._receive = receive
         self._lone = lone
+        self.whole: Callable[[bytearray, int, int, DirectEndpoint, float], bool] = lambda *_: False
+        """`whole(buffer, start, end, source, now)`: takes a train that looks like one record and was taken
+        apart while it was read, where nothing waits for `receive` before it; False: it is for that, too."""
+        self._end_wholes = end_wholes
         self._clock = clock
         self._offset = offset
         self._too_big = too_big
@@ -98,6 +107,8 @@ class UdpShell:
         self._receiver = Receiver(HEADER_SIZE)
         self._form = TrainForm()
         self._endpoints: dict[bytes, UdpEndpoint] = {}
+        self._gathers: dict[int, Gather] = {}  # by the identity of the lists of parts, which they keep
+        self._names: dict[UdpEndpoint, SocketName] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -174,7 +185,7 @@ class UdpShell:
         now = self._clock()
         shift: float | None = None
         source: DirectEndpoint
-        slot, total, parted = 0, len(found), receiver.parted
+        slot, total, parted, wholes = 0, len(found), receiver.parted, False
         if total == 1 and not entry.number:
             size, named, controlled = found[0]
             if size <= (parted or LONG) and controlled in SINGLE:
@@ -190,12 +201,16 @@ class UdpShell:
                 segment, _ = receiver.control(first, controlled)
                 seen = segment == parted
                 if seen and (count := form.see(buffer, at, size, segment)):
-                    heads = receiver.heads(first, count)
                     name = receiver.name(first, named)
                     source = self._endpoints.get(name) or self._endpoint(name)
                     if entry.number:
                         source = SocketEndpoint(remote_of(source), entry.number)
-                    arrivals.append(Arrival(at, at + size - len(heads), segment, source, now, 0, heads))
+                    after = at + size - (count - 1) * HEADER_SIZE
+                    if not arrivals and self.whole(buffer, at, after, source, now):
+                        wholes = True
+                        continue
+                    heads = receiver.heads(first, count)
+                    arrivals.append(Arrival(at, after, segment, source, now, 0, heads))
                     continue
                 receiver.join(first, size)
             if not size:
@@ -220,6 +235,8 @@ class UdpShell:
                 source = SocketEndpoint(remote_of(source), entry.number)
             end = (slot - 1) * SLOT + size
             arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
+        if wholes:
+            self._end_wholes(now)
         return receiver.full
 
     def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:
@@ -247,13 +264,32 @@ class UdpShell:
     def transmit(self, endpoint: Endpoint, parts: Parts, segment: int) -> None:
         """Send a train: datagrams of `segment` bytes, the last maybe shorter; the memory is free again.
 
-        Parts are one for all, or two for each datagram.
+        Parts are one for all, or two for each datagram; those stay in their places.
         """
         entry = self._entry(endpoint)
         if entry is None:
             return
         sent: int | None = 0
         if (
+            len(parts) > 1
+            and type(endpoint) is UdpEndpoint
+            and entry.gso
+            and not entry.backlog
+            and not parts[0].readonly  # which would have no address to be kept
+        ):
+            try:
+                self._gather_of(parts, segment).send(entry.to_kernel, self._name_of(endpoint))
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    pass
+                elif error.errno in NO_GSO or error.errno == errno.EINVAL:
+                    sent = self._push(entry, parts, segment, endpoint)
+                else:
+                    self._refused(error, endpoint, segment)
+                    return
+            else:
+                return
+        elif (
             not entry.backlog
             and type(endpoint) is UdpEndpoint
             and len(parts[0]) == segment
@@ -272,6 +308,23 @@ class UdpShell:
             sent = self._push(entry, parts, segment, endpoint)
         if sent is not None:
             self._wait(entry, b"".join(parts)[sent:], segment, endpoint)
+
+    def _gather_of(self, parts: Parts, segment: int) -> Gather:
+        """Return the kernel's list of these parts."""
+        found = self._gathers.get(id(parts))
+        if found is None or found.segment != segment:
+            if len(self._gathers) >= GATHERS_KEPT:
+                self._gathers.clear()
+            found = self._gathers[id(parts)] = Gather(parts, segment)
+        return found
+
+    def _name_of(self, endpoint: UdpEndpoint) -> SocketName:
+        found = self._names.get(endpoint)
+        if found is None:
+            if len(self._names) >= ENDPOINTS_KEPT:
+                self._names.clear()
+            found = self._names[endpoint] = SocketName(*endpoint)
+        return found
 
     def send(self, datagram: bytes, endpoint: Endpoint, ttl: int | None = None) -> None:
         """Send one datagram of the control side, past what waits. `ttl` holds for this datagram only."""

@@ -65,7 +65,7 @@ def check_alike(fast: Side, slow: Side) -> None:
     assert one is not None
     assert other is not None
     assert [size for _, size, _ in fast.session.received] == [size for _, size, _ in slow.session.received]
-    assert (one.replay._newest, one.replay._words) == (other.replay._newest, other.replay._words)
+    assert (one.replay.newest, one.replay._words) == (other.replay.newest, other.replay._words)
 
 
 FLOWS: tuple[dict[str, Any], ...] = (

@@ -188,7 +188,7 @@ def test_accounts_are_kept_and_bounds_hold_whatever_comes(steps: list[tuple]) ->
             reassembly.discard((session, counter))
         assert reassembly.cost >= len(reassembly) * RECORD_COST
         assert reassembly.cost <= TOTAL_BYTES
-        assert all(len(waiting.candidates) <= 2 for waiting in reassembly._order.values())
+        assert all(len(waiting.candidates) <= 2 for waiting in reassembly.records.values())
     reassembly.expire(now + LIFETIME)
     assert len(reassembly) == reassembly.cost == 0
     assert not reassembly._sessions
