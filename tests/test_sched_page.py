@@ -54,12 +54,12 @@ class Server:
         port = self.server.servers[0].sockets[0].getsockname()[1]
         return f"http://127.0.0.1:{port}/"
 
-    def round(self, seconds: float = 30.0) -> None:
-        """Let everybody report again, and compute."""
+    def round(self, seconds: float = 30.0, silent: tuple[str, ...] = ()) -> None:
+        """Let everybody but the silent report again, and compute."""
 
         async def again() -> None:
             self.clock.at += seconds
-            self.fleet.report_all(self.service)
+            self.fleet.report_all(self.service, silent)
             await self.service.round()
 
         assert self.loop is not None
@@ -190,6 +190,30 @@ def test_a_pair_that_does_not_answer_has_no_number(browser: Browser, small: tupl
         expect(page.locator("#cell")).to_have_text("n0 to n5: unreachable")
 
 
+def test_another_order_is_there_at_once_and_the_cursor_stays_on_its_pair(
+    browser: Browser, small: tuple[Server, str]
+) -> None:
+    with opened(browser, small[1]) as page:
+        page.route("**/v1/**", lambda _: None)  # from here on nothing is answered
+        page.locator("#heat").focus()
+        rows = []
+        for order in ("group", "name"):
+            page.select_option("#order", order)
+            page.locator("#heat").press("Home")
+            row = [page.inner_text("#cell")]
+            for _ in range(7):
+                page.keyboard.press("ArrowRight")
+                row.append(page.inner_text("#cell"))
+            rows.append(row)
+        first = rows[0][0].split()[0]
+        assert [text.split(":")[0] for text in rows[1]] == [f"{first} to n{i}" for i in range(8)]
+        assert sorted(rows[0]) == sorted(rows[1])  # the same numbers
+        page.select_option("#order", "group")
+        assert page.inner_text("#cell") == rows[1][-1]
+        page.locator("#heat").press("ArrowLeft")
+        assert page.inner_text("#cell") == rows[0][rows[0].index(rows[1][-1]) - 1]
+
+
 def test_a_placement_is_explained_kept_and_deleted(browser: Browser, small: tuple[Server, str]) -> None:
     with opened(browser, small[1]) as page:
         page.fill("#replicas", "1")
@@ -276,6 +300,28 @@ def test_a_new_round_is_shown_without_a_reload(browser: Browser, tmp_path: Path)
         server.round()
         expect(page.locator("#summary")).to_contain_text("4 nodes (4 fresh)", timeout=WAIT)
         expect(page.locator("#nodes tbody tr")).to_have_count(4, timeout=WAIT)
+
+
+def test_a_new_round_moves_the_cursor_with_its_pair_and_says_what_is_new(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with (
+        served(tmp_path, two_regions((2, 2)), silent=("n1",)) as (server, address),
+        opened(browser, address) as page,
+    ):
+        cell = page.locator("#cell")
+        page.select_option("#order", "name")
+        page.locator("#heat").focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("End")
+        expect(cell).to_contain_text("n0 to n3: 4")
+        server.fleet.rtt[0, 3] = server.fleet.rtt[3, 0] = np.inf
+        server.round()
+        expect(cell).to_have_text("n0 to n3: unreachable", timeout=WAIT)
+        page.keyboard.press("ArrowLeft")
+        expect(cell).to_contain_text("n0 to n2: ")
+        server.round(server.service.config.nodes.forget_after + 1, silent=("n2",))
+        expect(cell).to_have_text("", timeout=WAIT)
 
 
 def test_when_the_scheduler_is_gone_the_page_says_so_and_keeps_what_it_has(
