@@ -359,6 +359,17 @@ def test_when_the_scheduler_is_gone_the_page_says_so_and_keeps_what_it_has(
     context.close()
 
 
+def test_a_look_that_fails_half_way_loses_nothing(browser: Browser, small: tuple[Server, str]) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/v1/map?*", lambda route: route.abort(), times=1)
+    page.goto(small[1])
+    page.wait_for_selector(READY)
+    expect(page.locator("#groups li").first).to_contain_text("4 nodes")
+    expect(page.locator("#problems li")).to_have_count(0)
+    context.close()
+
+
 @pytest.mark.slow
 def test_two_thousand_nodes_are_shown_and_found(browser: Browser, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)

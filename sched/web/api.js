@@ -43,6 +43,9 @@ export async function readNew(path, binary = false) {
   return value;
 }
 
+/** Let everything be new to the next look: something that was read has not been shown. */
+export const forget = () => tags.clear();
+
 export const read = async (path) => (await request(path)).json();
 
 export async function send(method, path, body) {

@@ -1,6 +1,6 @@
 // Asks the scheduler every few seconds and gives each part of the page what is new.
 
-import { NO_NUMBER, Refused, byName, describe, knownToken, milliseconds, parseMatrix, readNew, seconds, useToken } from "./api.js";
+import { NO_NUMBER, Refused, byName, describe, forget, knownToken, milliseconds, parseMatrix, readNew, seconds, useToken } from "./api.js";
 import { groupColour } from "./colours.js";
 import { at, facts, make, table } from "./dom.js";
 import { HeatMap } from "./heat.js";
@@ -148,6 +148,7 @@ async function look() {
     answered = performance.now();
     document.documentElement.dataset.ready = "true";
   } catch (error) {
+    forget();
     if (error instanceof Refused && error.status === 401) {
       at("access").hidden = false;
       at("summary").textContent = knownToken() ? "The scheduler does not take this token." : "The scheduler wants a token.";
