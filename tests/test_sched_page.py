@@ -54,12 +54,12 @@ class Server:
         port = self.server.servers[0].sockets[0].getsockname()[1]
         return f"http://127.0.0.1:{port}/"
 
-    def round(self, seconds: float = 30.0) -> None:
-        """Let everybody report again, and compute."""
+    def round(self, seconds: float = 30.0, silent: tuple[str, ...] = ()) -> None:
+        """Let everybody but the silent report again, and compute."""
 
         async def again() -> None:
             self.clock.at += seconds
-            self.fleet.report_all(self.service)
+            self.fleet.report_all(self.service, silent)
             await self.service.round()
 
         assert self.loop is not None
@@ -133,10 +133,12 @@ def test_it_shows_nodes_groups_paths_and_ages(browser: Browser, small: tuple[Ser
         expect(first.locator("td").nth(6)).to_have_text("1")  # unreachable
         expect(page.locator("#heat-legend")).to_contain_text("unreachable")
         drawn = page.evaluate(
-            """() => ["map", "heat"].map(id => {
-              const canvas = document.getElementById(id);
-              const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-              return new Set(new Uint32Array(data.buffer)).size; })"""
+            """async () => {
+              await new Promise(requestAnimationFrame);  // what has come is drawn in the next frame
+              return ["map", "heat"].map(id => {
+                const canvas = document.getElementById(id);
+                const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+                return new Set(new Uint32Array(data.buffer)).size; }); }"""
         )
         assert min(drawn) > 10  # colours: something is on both
 
@@ -190,6 +192,30 @@ def test_a_pair_that_does_not_answer_has_no_number(browser: Browser, small: tupl
         expect(page.locator("#cell")).to_have_text("n0 to n5: unreachable")
 
 
+def test_another_order_is_there_at_once_and_the_cursor_stays_on_its_pair(
+    browser: Browser, small: tuple[Server, str]
+) -> None:
+    with opened(browser, small[1]) as page:
+        page.route("**/v1/**", lambda _: None)  # from here on nothing is answered
+        page.locator("#heat").focus()
+        rows = []
+        for order in ("group", "name"):
+            page.select_option("#order", order)
+            page.locator("#heat").press("Home")
+            row = [page.inner_text("#cell")]
+            for _ in range(7):
+                page.keyboard.press("ArrowRight")
+                row.append(page.inner_text("#cell"))
+            rows.append(row)
+        first = rows[0][0].split()[0]
+        assert [text.split(":")[0] for text in rows[1]] == [f"{first} to n{i}" for i in range(8)]
+        assert sorted(rows[0]) == sorted(rows[1])  # the same numbers
+        page.select_option("#order", "group")
+        assert page.inner_text("#cell") == rows[1][-1]
+        page.locator("#heat").press("ArrowLeft")
+        assert page.inner_text("#cell") == rows[0][rows[0].index(rows[1][-1]) - 1]
+
+
 def test_a_placement_is_explained_kept_and_deleted(browser: Browser, small: tuple[Server, str]) -> None:
     with opened(browser, small[1]) as page:
         page.fill("#replicas", "1")
@@ -207,6 +233,26 @@ def test_a_placement_is_explained_kept_and_deleted(browser: Browser, small: tupl
         expect(page.locator("#services")).to_contain_text("shop")
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#services button:has-text('Delete')")
+        expect(page.locator("#services")).to_contain_text("None yet")
+
+
+def test_a_service_that_has_not_changed_is_not_shown_anew(
+    browser: Browser, small: tuple[Server, str]
+) -> None:
+    with opened(browser, small[1]) as page:
+        page.fill("#replicas", "1")
+        page.click("#keep summary")
+        page.fill("#service", "still")
+        page.fill("#token", TOKEN)
+        page.click("#save")
+        delete = page.locator("#services button:has-text('Delete')")
+        delete.focus()
+        for _ in range(2):  # the second look begins after all that the first one brought is shown
+            with page.expect_response("**/v1/services"):
+                pass
+        expect(delete).to_be_focused()
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.keyboard.press("Enter")
         expect(page.locator("#services")).to_contain_text("None yet")
 
 
@@ -278,6 +324,28 @@ def test_a_new_round_is_shown_without_a_reload(browser: Browser, tmp_path: Path)
         expect(page.locator("#nodes tbody tr")).to_have_count(4, timeout=WAIT)
 
 
+def test_a_new_round_moves_the_cursor_with_its_pair_and_says_what_is_new(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with (
+        served(tmp_path, two_regions((2, 2)), silent=("n1",)) as (server, address),
+        opened(browser, address) as page,
+    ):
+        cell = page.locator("#cell")
+        page.select_option("#order", "name")
+        page.locator("#heat").focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("End")
+        expect(cell).to_contain_text("n0 to n3: 4")
+        server.fleet.rtt[0, 3] = server.fleet.rtt[3, 0] = np.inf
+        server.round()
+        expect(cell).to_have_text("n0 to n3: unreachable", timeout=WAIT)
+        page.keyboard.press("ArrowLeft")
+        expect(cell).to_contain_text("n0 to n2: ")
+        server.round(server.service.config.nodes.forget_after + 1, silent=("n2",))
+        expect(cell).to_have_text("", timeout=WAIT)
+
+
 def test_when_the_scheduler_is_gone_the_page_says_so_and_keeps_what_it_has(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -288,6 +356,17 @@ def test_when_the_scheduler_is_gone_the_page_says_so_and_keeps_what_it_has(
         page.wait_for_selector(READY)
     expect(page.locator("#problems")).to_contain_text("has not answered", timeout=WAIT)
     expect(page.locator("#nodes tbody tr")).to_have_count(4)
+    context.close()
+
+
+def test_a_look_that_fails_half_way_loses_nothing(browser: Browser, small: tuple[Server, str]) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/v1/map?*", lambda route: route.abort(), times=1)
+    page.goto(small[1])
+    page.wait_for_selector(READY)
+    expect(page.locator("#groups li").first).to_contain_text("4 nodes")
+    expect(page.locator("#problems li")).to_have_count(0)
     context.close()
 
 

@@ -43,8 +43,8 @@ export async function readNew(path, binary = false) {
   return value;
 }
 
-/** Let the next look at a path be new, whatever was read there. */
-export const forget = (path) => tags.delete(path);
+/** Let everything be new to the next look: something that was read has not been shown. */
+export const forget = () => tags.clear();
 
 export const read = async (path) => (await request(path)).json();
 
@@ -69,10 +69,30 @@ export function parseMatrix(buffer) {
     round: view.getUint32(8, true),
     names: header.names,
     groups: header.groups,
-    index: new Map(header.names.map((name, i) => [name, i])),
+    index: indexOf(header.names),
     rtt: new Uint16Array(buffer, 16 + length, n * n),
     kind: new Uint8Array(buffer, 16 + length + 2 * n * n, n * n),
   };
+}
+
+const indexOf = (names) => new Map(names.map((name, i) => [name, i]));
+
+/** Return the same matrix with its nodes sorted by name. */
+export function byName(matrix) {
+  const { n } = matrix;
+  const sorted = [...matrix.index].sort(([a], [b]) => (a < b ? -1 : 1));
+  const names = sorted.map(([name]) => name);
+  const from = Uint32Array.from(sorted, ([, i]) => i);
+  const [rtt, kind] = [new Uint16Array(n * n), new Uint8Array(n * n)];
+  for (let row = 0, i = 0; row < n; row++) {
+    const start = from[row] * n;
+    for (let column = 0; column < n; column++, i++) {
+      rtt[i] = matrix.rtt[start + from[column]];
+      kind[i] = matrix.kind[start + from[column]];
+    }
+  }
+  const groups = Array.from(from, (i) => matrix.groups[i]);
+  return { ...matrix, names, groups, index: indexOf(names), rtt, kind };
 }
 
 export const NO_NUMBER = 65535;

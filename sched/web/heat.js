@@ -8,7 +8,7 @@ const CELL = 10; // CSS pixels of a pair that is shown larger
 const LARGEST = 3000; // CSS pixels: canvases have limits
 
 export class HeatMap {
-  /** `onCell(text)` says what the cursor is on; `onSelect(name)` is called when a row's node is chosen. */
+  /** `onCell(text)` says what the cursor is on, "" for nothing; `onSelect(name)` is called when a row's node is chosen. */
   constructor(canvas, legend, onCell, onSelect) {
     Object.assign(this, { canvas, legend, onCell, onSelect, matrix: null, larger: false, row: -1, column: -1 });
     this.picture = document.createElement("canvas");
@@ -22,9 +22,15 @@ export class HeatMap {
     canvas.addEventListener("keydown", (event) => this.onKey(event));
   }
 
+  /** Show another matrix, or the same in another order. The cursor stays on its pair, wherever that is now. */
   setMatrix(matrix) {
+    const pair = this.row < 0 ? null : [this.row, this.column].map((i) => this.matrix.names[i]);
     this.matrix = matrix;
-    if (this.row >= matrix.n || this.column >= matrix.n) [this.row, this.column] = [-1, -1];
+    if (pair) {
+      const places = pair.map((name) => matrix.index.get(name));
+      [this.row, this.column] = places.includes(undefined) ? [-1, -1] : places;
+      this.tell();
+    }
     this.paint();
     this.size();
   }
@@ -168,11 +174,15 @@ export class HeatMap {
 
   move(row, column) {
     [this.row, this.column] = [row, column];
-    const { n, names, rtt, kind } = this.matrix;
-    const i = row * n + column;
-    this.onCell(`${names[row]} to ${names[column]}: ${describe(rtt[i], kind[i])}`);
+    this.tell();
     if (this.larger) this.reveal();
     this.redraw();
+  }
+
+  tell() {
+    const { n, names, rtt, kind } = this.matrix;
+    const i = this.row * n + this.column;
+    this.onCell(this.row < 0 ? "" : `${names[this.row]} to ${names[this.column]}: ${describe(rtt[i], kind[i])}`);
   }
 
   reveal() {

@@ -1,6 +1,6 @@
 // Asks the scheduler every few seconds and gives each part of the page what is new.
 
-import { NO_NUMBER, Refused, describe, forget, knownToken, milliseconds, parseMatrix, readNew, seconds, useToken } from "./api.js";
+import { NO_NUMBER, Refused, byName, describe, forget, knownToken, milliseconds, parseMatrix, readNew, seconds, useToken } from "./api.js";
 import { groupColour } from "./colours.js";
 import { at, facts, make, table } from "./dom.js";
 import { HeatMap } from "./heat.js";
@@ -14,13 +14,12 @@ const KINDS = [["show-direct", 1], ["show-relayed", 9], ["show-unreachable", 2]]
 
 let status = null;
 let nodes = [];
-let matrix = null;
-let order = "group";
+let matrix = null; // by group, as it is read
 let selected = null;
 let answered = performance.now();
 
 const map = new NetworkMap(at("map"), choose);
-const heat = new HeatMap(at("heat"), at("heat-legend"), (text) => (at("cell").textContent = text), choose);
+const heat = new HeatMap(at("heat"), at("heat-legend"), showCell, choose);
 const list = new NodeTable(at("nodes"), at("pages"), (name) => {
   choose(name);
   at("map-section").scrollIntoView();
@@ -65,6 +64,17 @@ function showNode() {
   at("node").replaceChildren(...parts);
 }
 
+/** Say what is known of a pair; only what is new, because it is read aloud. */
+function showCell(text) {
+  const shown = text || "\u00a0"; // the line stays as high
+  if (at("cell").textContent !== shown) at("cell").textContent = shown;
+}
+
+/** The order is a view of what is here: it changes at once, so that keys never move over another order than the chosen. */
+function showMatrix() {
+  heat.setMatrix(at("order").value === "name" ? byName(matrix) : matrix);
+}
+
 function showStatus() {
   const { nodes: count, pairs, groups, round, round_time: when, time } = status;
   const age = round ? `, computed ${seconds(time - when)} ago` : "";
@@ -107,8 +117,6 @@ function showMap(drawn, medoids) {
 
 let latestGroups = null;
 
-const matrixPath = () => `/v1/matrix?order=${order}&format=binary`;
-
 async function refresh() {
   status = (await readNew("/v1/status")) ?? status;
   showStatus();
@@ -116,7 +124,7 @@ async function refresh() {
     readNew("/v1/groups"),
     readNew("/v1/map?links=true"),
     readNew("/v1/nodes"),
-    readNew(matrixPath(), true),
+    readNew("/v1/matrix?order=group&format=binary", true),
   ]);
   latestGroups = groups ?? latestGroups;
   if (groups) showGroups(groups);
@@ -127,7 +135,7 @@ async function refresh() {
   }
   if (cells) {
     matrix = parseMatrix(cells);
-    heat.setMatrix(matrix);
+    showMatrix();
   }
   if (reported || cells) showNode();
   await placer.refresh();
@@ -140,6 +148,7 @@ async function look() {
     answered = performance.now();
     document.documentElement.dataset.ready = "true";
   } catch (error) {
+    forget();
     if (error instanceof Refused && error.status === 401) {
       at("access").hidden = false;
       at("summary").textContent = knownToken() ? "The scheduler does not take this token." : "The scheduler wants a token.";
@@ -170,9 +179,7 @@ at("find").addEventListener("change", () => {
 });
 at("filter").addEventListener("input", () => list.setFilter(at("filter").value));
 at("order").addEventListener("change", () => {
-  order = at("order").value;
-  forget(matrixPath());
-  look();
+  if (matrix) showMatrix();
 });
 at("heat-closer").addEventListener("click", () => {
   heat.setLarger(!heat.larger);
@@ -186,7 +193,7 @@ at("access").addEventListener("submit", (event) => {
 
 function repaint() {
   map.redraw();
-  if (matrix) heat.setMatrix(matrix);
+  if (matrix) showMatrix();
   if (latestGroups) showGroups(latestGroups);
   list.draw();
 }

@@ -25,7 +25,8 @@ export class Placer {
   /** `onPlaced(Map of name to text)` marks where replicas are. */
   constructor(onPlaced) {
     this.onPlaced = onPlaced;
-    this.writes = "token";
+    this.asked = 0;
+    this.shown = "";
     at("token").value = knownToken();
     at("place").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -139,9 +140,13 @@ export class Placer {
     at("answer").scrollIntoView({ block: "nearest" });
   }
 
-  /** Show the services that are kept. */
+  /** Show the services that are kept. What is shown already stays, so that its buttons keep focus and clicks. */
   async refresh() {
+    const asked = ++this.asked;
     const { services } = await read("/v1/services");
+    const shown = JSON.stringify(services);
+    if (asked !== this.asked || shown === this.shown) return; // somebody asked later, or nothing is new
+    this.shown = shown;
     if (!services.length) {
       at("services").replaceChildren(make("p", { class: "hint" }, "None yet."));
       return;
