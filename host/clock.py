@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 STA_UNSYNC = 0x0040
@@ -27,9 +29,8 @@ class _Timex(ctypes.Structure):
     )
 
 
-def boottime() -> float:
-    """Return seconds since boot, suspension included: `now` of all our cores."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+boottime: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Return seconds since boot, suspension included: `now` of all our cores."""
 
 
 def process_start(process: int | str = "self") -> float:

@@ -46,7 +46,7 @@ Key: TypeAlias = tuple[Link, int, int, bool, tuple[Any, ...]]
 class Delivery:
     """Takes packets of a link, with room for a virtio header in front, and hands good ones to the sink."""
 
-    __slots__ = ("_bulk", "_bulk_flow", "_dropped", "_flows", "_mtu", "_policy", "_sink", "coalescer")
+    __slots__ = ("_dropped", "_flows", "_last", "_last_flow", "_mtu", "_policy", "_sink", "coalescer")
 
     def __init__(self, sink: Sink, policy: Policy, mtu: int, dropped: Counter[str]) -> None:
         """`mtu` bounds a segment of a super-packet with its headers, in bytes."""
@@ -57,13 +57,13 @@ class Delivery:
         self._mtu = mtu
         self._dropped = dropped
         self._flows: dict[Key, InFlow] = {}
-        self._bulk: Key | None = None  # what was the last super-packet's, and what is known of it
-        self._bulk_flow: InFlow | None = None
+        self._last: Key | None = None  # of the packet that `_same` saw last, and what is known of its flow
+        self._last_flow: InFlow | None = None
         policy.watch(self._forget)
 
     def _forget(self) -> None:
         self._flows.clear()
-        self._bulk = None
+        self._last = None
 
     @property
     def joined(self) -> int:
@@ -93,27 +93,13 @@ class Delivery:
 
     def bulk(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
         """Do what `frame` does, with few steps where a super-packet is of the same flow as the last one."""
-        size = len(frame)
-        if size >= LEAST6:
-            if frame[SIZE] == PLAIN_IPV4:
-                read = (IN4_TCP if frame[SIZE + 9] == TCP else IN4)(frame)
-                claimed = SIZE + (frame[SIZE + 2] << 8 | frame[SIZE + 3])
-            else:
-                read = (IN6_TCP if frame[SIZE + 6] == TCP else IN6)(frame)
-                claimed = SIZE + IPV6_HEADER + (frame[SIZE + 4] << 8 | frame[SIZE + 5])
-            key, flow = (link, gso_type, gso_size, needs_checksum, read), self._bulk_flow
-            if flow is None or key != self._bulk:
-                flow = self._bulk_flow = self._flows.get(key)
-                self._bulk = key
-            if flow is not None and claimed == size and flow.shortest <= size <= flow.longest and flow.packed:
-                if self.coalescer.growing:
-                    self.coalescer.flush()
-                self._sink.put(frame, flow.packed)
-                return
-        self.frame(link, frame, gso_type, gso_size, needs_checksum)
+        if not self._same(link, frame, gso_type, gso_size, needs_checksum):
+            self.frame(link, frame, gso_type, gso_size, needs_checksum)
 
     def lone(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
         """Take a whole packet or super-packet at `frame[SIZE:]` that nothing came before or follows."""
+        if self._same(link, frame, gso_type, gso_size, needs_checksum):
+            return
         flow = self._judge(link, frame, gso_type, gso_size, needs_checksum)
         if flow is None:
             return
@@ -121,6 +107,32 @@ class Delivery:
             self._sink.put(frame, flow.packed)
         else:
             self._sink.write(frame, flow.virtio, flow.layout)
+
+    def _same(
+        self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
+    ) -> bool:
+        """Write a packet that nothing joins, if it is of the same flow as the one before or a known one."""
+        size = len(frame)
+        if size < LEAST6:
+            return False
+        if frame[SIZE] == PLAIN_IPV4:
+            read = (IN4_TCP if frame[SIZE + 9] == TCP else IN4)(frame)
+            claimed = SIZE + (frame[SIZE + 2] << 8 | frame[SIZE + 3])
+        else:
+            read = (IN6_TCP if frame[SIZE + 6] == TCP else IN6)(frame)
+            claimed = SIZE + IPV6_HEADER + (frame[SIZE + 4] << 8 | frame[SIZE + 5])
+        key, flow = (link, gso_type, gso_size, needs_checksum, read), self._last_flow
+        if flow is None or key != self._last:
+            flow, self._last = self._flows.get(key), key
+            self._last_flow = flow
+            if flow is None:
+                return False
+        if claimed != size or not flow.shortest <= size <= flow.longest or not flow.packed:
+            return False
+        if self.coalescer.growing:
+            self.coalescer.flush()
+        self._sink.put(frame, flow.packed)
+        return True
 
     def run(
         self,

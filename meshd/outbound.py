@@ -184,24 +184,19 @@ class Outbound:
         if flow is None or flow.kind is not None or length < flow.least or self._stages or self._run_of:
             return False
         link = flow.link
-        session = link.session
-        keypair = link.agreed
+        session, keypair, size = link.session, link.agreed, length - START
         if (
             keypair is None
             or keypair is not session.current
             or not link.endpoints
-            or length - START > link.room
+            or size > link.room
             or not keypair.can_send(now)
         ):
             return False
-        size = length - START
         FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
-        try:
-            self._frames.lone(link, keypair, self.view[START:length])
-        except CounterExhaustedError:
-            self._dropped["counter-exhausted"] += 1
-            return True
+        self._frames.lone(link, keypair, self.view[START:length])
         sent = link.sent
+        sent.datagrams += 1
         sent.size += size
         sent.at = now
         session.data_sent(now, size)

@@ -211,11 +211,15 @@ class SuperframeSealer:
         return refused
 
     def lone(self, link: Link, keypair: Keypair, frame: memoryview) -> None:
-        """Seal one whole frame, no longer than `room`, and send it at once; in the train waits nothing."""
+        """Seal one whole frame, no longer than `room`, and send it at once; in the train waits nothing.
+
+        The caller has asked whether the keypair can send, and counts.
+        """
         aead = keypair.chunks_send
         if aead is None:
             raise ValueError("superframes are not agreed under this keypair")
-        counter = keypair.reserve_chunks(1)
+        counter = keypair.chunk_counter  # `can_send` found that there is one
+        keypair.chunk_counter = counter + 1
         size = len(frame) + OVERHEAD
         HEADER.pack_into(self._scratch, 0, MAGIC, 0, 1, keypair.remote_index, counter)
         aead.encrypt_into(
@@ -224,7 +228,6 @@ class SuperframeSealer:
         parts, transmit = [self._view[:size]], self._train.transmit
         for endpoint in link.endpoints:
             transmit(endpoint, parts, size)
-        link.sent.datagrams += 1
 
     def pieces(
         self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int, head: int, stride: int

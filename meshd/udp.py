@@ -158,40 +158,42 @@ class UdpShell:
     # --- Receiving --------------------------------------------------------------------------------------
 
     def _readable(self, entry: _Socket) -> None:
+        receiver = self._receiver
         for _ in range(ROUNDS):
+            if self._form.segment != receiver.parting:
+                receiver.part(self._form.segment)
+            try:
+                found = receiver.read(entry.descriptor)
+            except OSError as error:  # an error of an earlier send, kept by the socket
+                self._count("receive", error)
+                continue
+            now = self._clock()
+            if len(found) == 1 and not entry.number:
+                size, named, controlled = found[0]
+                if size <= (receiver.parted or LONG) and controlled in SINGLE:
+                    name = receiver.name(0, named)
+                    source = self._endpoints.get(name) or self._endpoint(name)
+                    if self._lone(receiver.buffer, size, source, now):
+                        return
             arrivals: list[Arrival] = []
-            more = self._gather(entry, arrivals)
-            if more is None:
-                return
+            self._gather(entry, found, arrivals, now)
             if arrivals:
-                self._receive(self._receiver.buffer, arrivals, self._clock())
-            if not more:
+                self._receive(receiver.buffer, arrivals, self._clock())
+            if not receiver.full:
                 return
 
-    def _gather(self, entry: _Socket, arrivals: list[Arrival]) -> bool | None:
-        """Read what the slots have room for; returns whether there may be more, None: it is dealt with.
+    def _gather(
+        self, entry: _Socket, found: list[tuple[int, int, int]], arrivals: list[Arrival], now: float
+    ) -> None:
+        """Tell apart what was read.
 
         Nobody asks when a superframe arrived, so its stamp is not read.
         """
         receiver, form = self._receiver, self._form
-        if form.segment != receiver.parting:
-            receiver.part(form.segment)
-        try:
-            found = receiver.read(entry.descriptor)
-        except OSError as error:  # an error of an earlier send, kept by the socket
-            self._count("receive", error)
-            return True
         buffer = receiver.buffer
-        now = self._clock()
         shift: float | None = None
         source: DirectEndpoint
         slot, total, parted, wholes = 0, len(found), receiver.parted, False
-        if total == 1 and not entry.number:
-            size, named, controlled = found[0]
-            if size <= (parted or LONG) and controlled in SINGLE:
-                name = receiver.name(0, named)
-                if self._lone(buffer, size, self._endpoints.get(name) or self._endpoint(name), now):
-                    return None
         while slot < total:
             size, named, controlled = found[slot]
             first, at = slot, slot * SLOT
@@ -237,7 +239,6 @@ class UdpShell:
             arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
         if wholes:
             self._end_wholes(now)
-        return receiver.full
 
     def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:
         """Return the slot behind those with superframes as long as the first one's, from one source."""
@@ -270,31 +271,9 @@ class UdpShell:
         if entry is None:
             return
         sent: int | None = 0
-        if (
-            len(parts) > 1
-            and type(endpoint) is UdpEndpoint
-            and entry.gso
-            and not entry.backlog
-            and not parts[0].readonly  # which would have no address to be kept
-        ):
-            try:
-                self._gather_of(parts, segment).send(entry.to_kernel, self._name_of(endpoint))
-            except OSError as error:
-                if error.errno == errno.EAGAIN:
-                    pass
-                elif error.errno in NO_GSO or error.errno == errno.EINVAL:
-                    sent = self._push(entry, parts, segment, endpoint)
-                else:
-                    self._refused(error, endpoint, segment)
-                    return
-            else:
-                return
-        elif (
-            not entry.backlog
-            and type(endpoint) is UdpEndpoint
-            and len(parts[0]) == segment
-            and len(parts) == 1
-        ):
+        if entry.backlog:
+            pass
+        elif type(endpoint) is UdpEndpoint and len(parts[0]) == segment and len(parts) == 1:
             try:  # a datagram alone goes the shortest way
                 entry.socket.sendto(parts[0], endpoint)
             except BlockingIOError:
@@ -304,7 +283,19 @@ class UdpShell:
                 return
             else:
                 return
-        elif not entry.backlog:
+        elif type(endpoint) is UdpEndpoint and entry.gso and len(parts) > 1 and not parts[0].readonly:
+            try:  # of what is read-only there is no address
+                self._gather_of(parts, segment).send(entry.to_kernel, self._name_of(endpoint))
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno not in NO_GSO and error.errno != errno.EINVAL:
+                    self._refused(error, endpoint, segment)
+                    return
+                sent = self._push(entry, parts, segment, endpoint)
+            else:
+                return
+        else:
             sent = self._push(entry, parts, segment, endpoint)
         if sent is not None:
             self._wait(entry, b"".join(parts)[sent:], segment, endpoint)
