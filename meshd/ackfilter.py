@@ -19,7 +19,7 @@ HALF: Final = 1 << 31
 WORD: Final = (1 << 32) - 1
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """Which bits of a packet, read as one number, say what; the packet's length is known."""
 
     alike: int
@@ -32,7 +32,7 @@ class _Form(NamedTuple):
     """By how many bits the acknowledgement number is shifted."""
 
 
-def _form(version: int, header: int) -> _Form:
+def _form(version: int, header: int) -> Form:
     """Return the form with so long a TCP header."""
     at = 20 if version == 4 else 40
     size = at + header
@@ -58,7 +58,7 @@ def _form(version: int, header: int) -> _Form:
     if header == STAMPED:
         must(at + PLAIN, STAMPS)
     whole = [int.from_bytes(each, "big") for each in (alike, fixed, value)]
-    return _Form(whole[0] | whole[1], whole[1], whole[2], 8 * (size - at - 12))
+    return Form(whole[0] | whole[1], whole[1], whole[2], 8 * (size - at - 12))
 
 
 _FORMS: Final = {
@@ -68,13 +68,34 @@ _FORMS: Final = {
 }
 
 
+def form_of(packet: memoryview) -> Form | None:
+    """Return the form of a packet that is a pure acknowledgement; None where it is something else."""
+    form = _FORMS.get((packet[0] >> 4, len(packet)))
+    return form if form is not None and int.from_bytes(packet, "big") & form.fixed == form.value else None
+
+
+def supersedes(form: Form, later: int, earlier: int) -> bool:
+    """Tell whether a packet makes another one redundant; each as a number, the earlier one of this form."""
+    if (later ^ earlier) & form.alike or later & form.fixed != form.value:
+        return False
+    return 0 < ((later >> form.number) - (earlier >> form.number) & WORD) < HALF
+
+
 def replaces(new: bytes | bytearray | memoryview, old: bytes | bytearray | memoryview) -> bool:
     """Tell whether IP packet `new` makes `old` redundant, as long and to leave just before it."""
     form = _FORMS.get((new[0] >> 4, len(new)))
-    if form is None:
-        return False
-    alike, fixed, value, number = form
-    later, earlier = int.from_bytes(new, "big"), int.from_bytes(old, "big")
-    if (later ^ earlier) & alike or later & fixed != value:
-        return False
-    return 0 < ((later >> number) - (earlier >> number) & WORD) < HALF
+    return form is not None and supersedes(form, int.from_bytes(new, "big"), int.from_bytes(old, "big"))
+
+
+class Staged:
+    """A pure acknowledgement that was staged last: the next one of its flow takes its place in few steps."""
+
+    __slots__ = ("earlier", "form", "header", "source", "target")
+
+    def __init__(self, form: Form, header: bytes, source: memoryview, target: memoryview) -> None:
+        """Take its form, the virtio header that it had, where it was read to, and where it is staged."""
+        self.form = form
+        self.header = header
+        self.source = source
+        self.target = target
+        self.earlier = int.from_bytes(source, "big")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from crossedge.meshd.ackfilter import LONGEST, replaces
+from crossedge.meshd.ackfilter import LONGEST, Staged, form_of, replaces, supersedes
 from crossedge.meshd.checksum import complete
 from crossedge.meshd.flow import (
     FLOWS_KEPT,
@@ -87,6 +87,7 @@ class Outbound:
     """Takes frames from the TUN one by one; `flush` ends the drain."""
 
     __slots__ = (
+        "_ack",
         "_dropped",
         "_flows",
         "_frames",
@@ -136,10 +137,20 @@ class Outbound:
         self._split = memoryview(bytearray(LARGEST_PACKET))
         self._run = UdpRun()
         self._run_of: tuple[Link, _Stage] | None = None
+        self._ack: Staged | None = None
 
     def take(self, length: int, now: float) -> None:
         """Take the frame (virtio header and packet) in the first `length` bytes of the buffer."""
-        buffer = self.buffer
+        buffer, ack = self.buffer, self._ack
+        if ack is not None:
+            if length == SIZE + len(ack.source) and buffer.startswith(ack.header):
+                later = int.from_bytes(ack.source, "big")
+                if supersedes(ack.form, later, ack.earlier):
+                    ack.target[:] = ack.source
+                    ack.earlier = later
+                    self._dropped["outbound-ack-superseded"] += 1
+                    return
+            self._ack = None
         if self._run_of is not None:
             if self._run.append(buffer, length, self.view):
                 return
@@ -162,8 +173,13 @@ class Outbound:
             elif not stage.superframes or flow.joinable:
                 self._plain(link, stage, length, flow.partial, flow.start, flow.offset, now)
             else:
+                header = b"" if length > SIZE + LONGEST else bytes(self.view[:SIZE])
                 FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
                 self._stage_packet(link, stage, length)
+                source = self.view[SIZE:length]
+                if header and (form := form_of(source)) is not None:
+                    target = stage.view[stage.used - (length - SIZE) : stage.used]
+                    self._ack = Staged(form, header, source, target)
         except WireError:
             self._dropped["outbound-malformed"] += 1
         except CounterExhaustedError:
@@ -249,6 +265,7 @@ class Outbound:
 
     def flush(self, now: float) -> None:
         """Seal and send what was staged, and tell the sessions."""
+        self._ack = None
         if self._run_of is not None:
             self._close_run()
         for link, stage in self._stages.items():
