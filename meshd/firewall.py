@@ -87,15 +87,17 @@ def _prerouting(tun: str, port: int) -> tuple[Rule, ...]:
     if port:
         # A strict check of the reverse path, where a route into the TUN covers a peer's address, needs it.
         rules.append(Rule(f"udp dport {port} fib daddr type local meta mark set {MARK:#x}"))
-    outside = f'iifname != {{ "lo", {tun} }}'
+    rules += _done(f"iifname {tun}", 'iifname "lo"')
     rules += [
-        Rule(
-            f"{outside} {family} saddr @mesh{version} {family} saddr != @pods{version} counter drop",
-            "spoofed",
-        )
+        Rule(f"{family} saddr @mesh{version} {family} saddr != @pods{version} counter drop", "spoofed")
         for family, version in VERSIONS.items()
     ]
     return tuple(rules)
+
+
+def _done(*conditions: str) -> list[Rule]:
+    """Let go what the rules of a chain are not for, first: every packet passes here, and each match costs."""
+    return [Rule(f"{condition} accept") for condition in conditions]
 
 
 def _forward(tun: str, mtu: int) -> tuple[Rule, ...]:
@@ -111,8 +113,8 @@ def _forward(tun: str, mtu: int) -> tuple[Rule, ...]:
 
 
 def _output(tun: str) -> tuple[Rule, ...]:
-    outside = f'oifname != {{ "lo", {tun} }} meta mark != {MARK:#x}'
-    return tuple(Rule(f"{outside} {leak}", "leak") for leak in _leaks())
+    done = _done(f"meta mark {MARK:#x}", f"oifname {tun}", 'oifname "lo"')
+    return (*done, *(Rule(leak, "leak") for leak in _leaks()))
 
 
 def _leaks() -> list[str]:
