@@ -27,7 +27,7 @@ OFFLOADS = {"csum": 0x01, "tso4": 0x02, "tso6": 0x04, "uso4": 0x20, "uso6": 0x40
 VNET_HEADER = 10
 """Bytes of virtio header in front of each packet."""
 MTU = 1380
-GSO_MAX_SIZE = 61500
+GSO_MAX_SIZE = 62750
 """Largest super-packet, in bytes: one fits a train of 64 datagrams and 65,400 bytes on the underlay."""
 
 
