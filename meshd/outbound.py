@@ -210,7 +210,11 @@ class Outbound:
         ):
             return False
         FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
-        self._frames.lone(link, keypair, self.view[START:length])
+        try:
+            self._frames.lone(link, keypair, self.view[START:length])
+        except CounterExhaustedError:
+            self._dropped["counter-exhausted"] += 1
+            return True
         sent = link.sent
         sent.datagrams += 1
         sent.size += size

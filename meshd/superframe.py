@@ -211,15 +211,11 @@ class SuperframeSealer:
         return refused
 
     def lone(self, link: Link, keypair: Keypair, frame: memoryview) -> None:
-        """Seal one whole frame, no longer than `room`, and send it at once; in the train waits nothing.
-
-        The caller has asked whether the keypair can send, and counts.
-        """
+        """Seal one whole frame, no longer than `room`, and send it at once: in the train waits nothing."""
         aead = keypair.chunks_send
         if aead is None:
             raise ValueError("superframes are not agreed under this keypair")
-        counter = keypair.chunk_counter  # `can_send` found that there is one
-        keypair.chunk_counter = counter + 1
+        counter = keypair.reserve_chunks(1)
         size = len(frame) + OVERHEAD
         HEADER.pack_into(self._scratch, 0, MAGIC, 0, 1, keypair.remote_index, counter)
         aead.encrypt_into(
