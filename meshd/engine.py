@@ -31,7 +31,7 @@ from crossedge.meshd.mesh import Mesh
 from crossedge.meshd.tun import TunShell
 from crossedge.meshd.udp import UdpShell
 from crossedge.meshd.virtio import Offloads
-from crossedge.wire.endpoint import DirectEndpoint, Endpoint, Network, UdpEndpoint
+from crossedge.wire.endpoint import Endpoint, Network, UdpEndpoint
 
 LONGEST_SLEEP: Final = 60.0  # seconds: the timer is set anew at least this often
 FAULT_PAUSE: Final = 0.5  # seconds until the core is called again after a fault
@@ -77,8 +77,8 @@ class Engine:
         self.udp = UdpShell(
             sockets,
             receive=self._receive,
-            lone=self._receive_lone,
-            end_wholes=self._end_wholes,
+            end_wholes=lambda now: self.plane.end_wholes(now),
+            after=self._after,
             clock=boottime,
             too_big=self._too_big,
             blocked=self._blocked,
@@ -101,7 +101,7 @@ class Engine:
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
         )
-        self.udp.whole = self.plane.whole
+        self.udp.lone, self.udp.whole = self.plane.inbound_lone, self.plane.whole
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None
@@ -185,7 +185,8 @@ class Engine:
         shell = TunShell(
             tun.descriptor,
             self.plane.buffer,
-            lone=self._lone,
+            lone=self.plane.lone,
+            after=self._after,
             outbound=self.plane.outbound,
             flush=self._flush,
             clock=boottime,
@@ -200,32 +201,16 @@ class Engine:
 
     def _receive(self, buffer: bytearray, arrivals: list[Arrival], now: float) -> None:
         self.plane.inbound(buffer, arrivals, now)
-        if self._stirred or self.mesh.stirred:
-            self.settle()
+        self._after()
 
-    def _receive_lone(self, buffer: bytearray, length: int, source: DirectEndpoint, now: float) -> bool:
-        if not self.plane.inbound_lone(buffer, length, source, now):
-            return False
+    def _after(self) -> None:
+        """Drain the core if what the data path did stirred it."""
         if self._stirred or self.mesh.stirred:
             self.settle()
-        return True
-
-    def _end_wholes(self, now: float) -> None:
-        self.plane.end_wholes(now)
-        if self._stirred or self.mesh.stirred:
-            self.settle()
-
-    def _lone(self, length: int, now: float) -> bool:
-        if not self.plane.lone(length, now):
-            return False
-        if self._stirred or self.mesh.stirred:
-            self.settle()
-        return True
 
     def _flush(self, now: float) -> None:
         self.plane.flush(now)
-        if self._stirred or self.mesh.stirred:
-            self.settle()
+        self._after()
 
     def _control(self, datagram: bytes, source: Endpoint, _: float) -> None:
         self._stirred = True

@@ -79,6 +79,7 @@ class Inbound:
         "_indices",
         "_inner",
         "_link_of",
+        "_lone",
         "_moved",
         "_opener",
         "_packets",
@@ -112,6 +113,7 @@ class Inbound:
         self._opener = Opener(delivery, self._reassembly, dropped)
         self._packets = TransportOpener(delivery, dropped)
         self._channels: dict[tuple[DirectEndpoint, int], RelayEndpoint] = {}
+        self._lone: tuple[int, Link, Keypair] | None = None  # whom `lone` took from last, by receiver index
         self._bulk_index = -1  # whose records `whole` takes at the moment, by the receiver index,
         self._bulk_source: DirectEndpoint | None = None  # from where,
         self._bulk_link: Link | None = None
@@ -160,12 +162,21 @@ class Inbound:
         if length < OVERHEAD:
             return False
         word, index, count, receiver, counter = HEADER.unpack_from(buffer)
-        found = self._indices.get(receiver) if word == MAGIC and count == 1 and not index else None
-        if found is None:
-            return False
-        session, keypair = found
-        link = self._link_of(session)
-        if link is None or source not in link.endpoints or now - keypair.created >= REJECT_AFTER_TIME:
+        known = self._lone
+        if known is None or known[0] != receiver or known[2].erased:
+            found = self._indices.get(receiver)
+            link = self._link_of(found[0]) if found is not None else None
+            if found is None or link is None:
+                return False
+            known = self._lone = receiver, link, found[1]
+        _, link, keypair = known
+        if (
+            word != MAGIC
+            or count != 1
+            or index
+            or source not in link.endpoints
+            or now - keypair.created >= REJECT_AFTER_TIME
+        ):
             return False
         if not self._opener.lone(link, keypair, memoryview(buffer)[HEADER_SIZE:length], counter):
             return False

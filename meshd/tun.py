@@ -29,6 +29,7 @@ class TunShell:
         buffer: bytearray,
         *,
         lone: Callable[[int, float], bool] = lambda *_: False,
+        after: Callable[[], None] = lambda: None,
         outbound: Callable[[int, float], None],
         flush: Callable[[float], None],
         clock: Callable[[], float],
@@ -39,6 +40,7 @@ class TunShell:
 
         - `buffer`: where frames are read to; `outbound(length, now)` takes each, `flush(now)` ends a drain;
         - `lone(length, now)` takes the first after a while without, if it can leave at once, without a drain;
+          `after()`: it did;
         - `lost(error)`: the device is gone, reading has stopped;
         - `vnet_header`: whether frames have a virtio header; where not, one is put on and taken off here.
         """
@@ -49,6 +51,7 @@ class TunShell:
         self._skip = 0 if vnet_header else SIZE
         self._target = [self._view[0 if vnet_header else SIZE :]]
         self._lone = lone
+        self._after = after
         self._outbound = outbound
         self._flush = flush
         self._clock = clock
@@ -123,6 +126,7 @@ class TunShell:
                 break
             self._read_at = now
             if alone and self._lone(size + skip, now):
+                self._after()
                 return True  # whatever else there is, the loop will tell
             self._outbound(size + skip, now)
             if alone:  # what a look at the empty device costs need not make it late

@@ -71,6 +71,7 @@ class UdpShell:
         receive: Callable[[bytearray, list[Arrival], float], None],
         lone: Callable[[bytearray, int, DirectEndpoint, float], bool] = lambda *_: False,
         end_wholes: Callable[[float], None] = lambda _: None,
+        after: Callable[[], None] = lambda: None,
         clock: Callable[[], float],
         too_big: Callable[[Endpoint, int], None],
         blocked: Callable[[bool], None],
@@ -83,6 +84,7 @@ class UdpShell:
         - `lone(buffer, length, source, now)`: a datagram that came alone, if it is one that can be dealt with
           at once; False: it is for `receive`;
         - `end_wholes(now)`: there are no more for `whole` for now;
+        - `after()`: `lone` took one, or there were some for `whole`;
         - `clock`: `now`; `offset`: what to add to it to get Unix time, for the kernel's stamps;
         - `too_big(endpoint, size)`: a datagram with so much UDP payload does not leave this host;
         - `blocked(yes)`: whether datagrams wait for a socket;
@@ -93,11 +95,13 @@ class UdpShell:
         self._v4 = next((entry for entry in self._sockets if not entry.v6), None)
         self._v6 = next((entry for entry in self._sockets if entry.v6), None)
         self._receive = receive
-        self._lone = lone
+        self.lone = lone
+        """What was given as that; it may be set until `start`."""
         self.whole: Callable[[bytearray, int, int, DirectEndpoint, float], bool] = lambda *_: False
         """`whole(buffer, start, end, source, now)`: takes a train that looks like one record and was taken
         apart while it was read, where nothing waits for `receive` before it; False: it is for that, too."""
         self._end_wholes = end_wholes
+        self._after = after
         self._clock = clock
         self._offset = offset
         self._too_big = too_big
@@ -173,7 +177,8 @@ class UdpShell:
                 if size <= (receiver.parted or LONG) and controlled in SINGLE:
                     name = receiver.name(0, named)
                     source = self._endpoints.get(name) or self._endpoint(name)
-                    if self._lone(receiver.buffer, size, source, now):
+                    if self.lone(receiver.buffer, size, source, now):
+                        self._after()
                         return
             arrivals: list[Arrival] = []
             self._gather(entry, found, arrivals, now)
@@ -239,6 +244,7 @@ class UdpShell:
             arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
         if wholes:
             self._end_wholes(now)
+            self._after()
 
     def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:
         """Return the slot behind those with superframes as long as the first one's, from one source."""
