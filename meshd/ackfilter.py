@@ -1,9 +1,13 @@
-"""Pure TCP acknowledgements that a later one makes redundant, while both still wait to be sealed.
+"""Pure TCP acknowledgements, while they wait to be sealed: which are redundant, and which are to part.
 
 A receiver of bulk acknowledges every super-packet, and several such acknowledgements of one flow may be read
 from the TUN at a time. Each acknowledges what the one before did (RFC 9293, 3.4), so the last will do; the
 ack-filter of the CAKE queue discipline rests on that. What says more than its number stays: other flags,
 payload, SACK blocks or options other than timestamps, a number that does not grow (a duplicate).
+
+SACK blocks name what came behind a hole (RFC 2018). With timestamps an acknowledgement has room for three,
+and a receiver repeats a block in the two that follow, so that one may be lost. Where several of them share a
+datagram, its loss is the loss of what they say, and their sender sends again what is there already.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ PLAIN: Final = 20  # length of a TCP header without options, in bytes
 STAMPED: Final = 32  # and with nothing but timestamps (RFC 7323, appendix A)
 STAMPS: Final = b"\x01\x01\x08\x0a"
 LONGEST: Final = 40 + STAMPED  # bytes of a packet that is a pure acknowledgement
+LONGEST_SELECTIVE: Final = 40 + 60  # and of one with more options
+NOT_ALONE: Final = 0x07  # FIN, SYN, RST: what is no acknowledgement alone
 HALF: Final = 1 << 31
 WORD: Final = (1 << 32) - 1
 
@@ -85,6 +91,23 @@ def replaces(new: bytes | bytearray | memoryview, old: bytes | bytearray | memor
     """Tell whether IP packet `new` makes `old` redundant, as long and to leave just before it."""
     form = _FORMS.get((new[0] >> 4, len(new)))
     return form is not None and supersedes(form, int.from_bytes(new, "big"), int.from_bytes(old, "big"))
+
+
+def selective(packet: bytes | bytearray | memoryview) -> bool:
+    """Tell whether an IP packet is an acknowledgement without payload that has more options than timestamps.
+
+    On an established connection these are SACK blocks.
+    """
+    version = packet[0] >> 4
+    at = 20 if packet[0] == 0x45 else 40 if version == 6 else len(packet)
+    header = len(packet) - at
+    return (
+        header >= STAMPED
+        and packet[9 if version == 4 else 6] == 0x06
+        and packet[at + 12] == header << 2
+        and not packet[at + 13] & NOT_ALONE
+        and (header > STAMPED or packet[at + PLAIN : at + PLAIN + 4] != STAMPS)
+    )
 
 
 class Staged:

@@ -10,7 +10,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from crossedge.meshd.ackfilter import LONGEST, Staged, form_of, replaces, supersedes
+from crossedge.meshd.ackfilter import (
+    LONGEST,
+    LONGEST_SELECTIVE,
+    Staged,
+    form_of,
+    replaces,
+    selective,
+    supersedes,
+)
 from crossedge.meshd.checksum import complete
 from crossedge.meshd.flow import (
     FLOWS_KEPT,
@@ -391,6 +399,12 @@ class Outbound:
                 last[:] = frame
                 self._dropped["outbound-ack-superseded"] += 1
                 return
+        if length <= SIZE + LONGEST_SELECTIVE and selective(frame[FRAME_SIZE:]):
+            if stage.ends:
+                self._seal(link, stage)
+            self._stage(link, stage, frame)
+            self._seal(link, stage)  # in a datagram of its own, so that one loss is not that of several
+            return
         self._stage(link, stage, frame)
 
     def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:

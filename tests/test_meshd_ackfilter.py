@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossedge.meshd.ackfilter import LONGEST, replaces
+from crossedge.meshd.ackfilter import LONGEST, LONGEST_SELECTIVE, replaces, selective
 from tests.data_pair import ALICE, pair, plain, tcp, udp
 
 SACK = b"\1\1\5\x0a" + bytes(8)
@@ -85,3 +85,55 @@ def test_of_a_drain_s_acknowledgements_the_last_leaves_and_all_else_stays_in_ord
     kept = [sent[n] for n in (2, 3, 4, 5, 6, 8)]
     assert [packet[20:] for packet in bob.packets()] == [packet[20:] for packet in kept]
     assert alice.dropped == {"outbound-ack-superseded": 3}
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("stamps", [STAMPS, b""])
+@pytest.mark.parametrize("flags", [0x10, 0x50])
+def test_acknowledgements_with_blocks_are_told(six: bool, blocks: int, stamps: bytes, flags: int) -> None:
+    options = stamps + bytes((1, 1, 5, 2 + 8 * blocks)) + bytes(8 * blocks)
+    packet = ack(1000, six=six, options=options, flags=flags)
+    assert len(packet) <= LONGEST_SELECTIVE
+    assert selective(packet)
+    assert not selective(packet + b"payload.")
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        ack(1000),
+        ack(1000, six=True),
+        ack(1000, options=b""),
+        ack(1000, options=SACK, flags=0x11),
+        ack(1000, options=STAMPS + b"\2\4\5\0" + SACK, flags=0x12),
+        udp(bytes(64)),
+        udp(b""),
+        b"\x46" + ack(1000, options=SACK)[1:],
+    ],
+)
+def test_what_has_no_blocks_or_says_more_is_not_told(packet: bytes) -> None:
+    assert not selective(packet)
+
+
+def test_each_acknowledgement_with_blocks_has_a_datagram_of_its_own() -> None:
+    alice, bob = pair()
+    sent = [
+        ack(1000),
+        ack(1000, options=SACK),
+        ack(1000, options=STAMPS + SACK),
+        udp(b"between"),
+        udp(b"them"),
+        ack(1000, options=SACK),
+    ]
+    alice.read(*map(plain, sent))
+    datagrams = alice.datagrams()
+    assert len(datagrams) == 5
+    bob.take(*datagrams, source=ALICE)
+    assert [packet[20:] for packet in bob.packets()] == [packet[20:] for packet in sent]
+    for lost in (1, 2, 4):
+        other, taker = pair()
+        other.read(*map(plain, sent))
+        several = other.datagrams()
+        taker.take(*several[:lost], *several[lost + 1 :], source=ALICE)
+        assert len(taker.packets()) == len(sent) - 1
