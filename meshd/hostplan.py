@@ -13,6 +13,7 @@ from crossedge.meshd.hoststate import HostState
 from crossedge.meshd.identity import Identity, under
 from crossedge.meshd.snapshots import MeshRoute
 from crossedge.meshd.state import StateStore
+from crossedge.meshd.train import whole_mtu
 from crossedge.wire.endpoint import Network
 
 HOST_RECORD: Final = "meshd.sysctls"  # in the directory of the control socket
@@ -35,7 +36,10 @@ def plan(config: MeshdConfig, identity: Identity, port: int, routes: Iterable[Me
     peers: set[PeerRoute] = set()
     stock: set[PeerRoute] = set()
     for route in routes:
-        (stock if route.stock else peers).add(PeerRoute(route.prefix, route.mtu))
+        if route.stock:
+            stock.add(PeerRoute(route.prefix, whole_mtu(min(route.mtu, config.tun.mtu))))
+        else:
+            peers.add(PeerRoute(route.prefix, route.mtu))
         for group in members.keys() & set(route.groups):
             members[group].add(route.prefix)
     return Desired(

@@ -10,17 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from crossedge.meshd.constants import PADDING, TRANSPORT_OVERHEAD
 from crossedge.meshd.link import Link
 from crossedge.wire.endpoint import Endpoint
 
 TRAIN_SEGMENTS: Final = 64
 TRAIN_BYTES: Final = 65_400
+LONGEST_UDP: Final = 65_507  # bytes of UDP payload in IPv4; wireguard-go makes its trains that long
+LEAST_MTU: Final = 1280  # bytes, of IPv6 (RFC 8200, 5)
 
 Parts = list[memoryview]
 """The bytes of a train, one part behind the other. Of a list with several the parts stay where they are."""
 
 Transmit = Callable[[Endpoint, Parts, int], None]
 """Send parts as datagrams of so many bytes (the last may be shorter); the memory is reused afterwards."""
+
+
+def whole_mtu(mtu: int) -> int:
+    """Return the largest inner MTU up to `mtu`, in bytes, at which a stock peer's trains stay whole.
+
+    wireguard-go fills a train up to what UDP takes, which is more than what a device takes: 46 datagrams of
+    1,424 bytes, which an inner MTU of 1,380 makes, are cut by its kernel one by one, and cost both sides
+    several times as much. With four bytes less in each packet they are not.
+    """
+    while mtu > LEAST_MTU:
+        datagram = mtu + -mtu % PADDING + TRANSPORT_OVERHEAD
+        if min(TRAIN_SEGMENTS, LONGEST_UDP // datagram) * datagram <= TRAIN_BYTES:
+            break
+        mtu = max(LEAST_MTU, (mtu - 1) // PADDING * PADDING)
+    return mtu
 
 
 class Train:
