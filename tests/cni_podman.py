@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -70,7 +71,12 @@ def a_podman(paths: Paths, directory: Path, namespace: Namespace | None = None) 
     made = Podman(directory, namespace)
     image = directory / "image/bin"
     image.mkdir(parents=True)
-    shutil.copy(shutil.which("busybox") or "", image / "busybox")
+    busybox = shutil.which("busybox") or ""
+    shutil.copy(busybox, image / "busybox")
+    linked = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False).stdout
+    for library in re.findall(r"(/\S+) \(0x", linked):  # none where it is the static one
+        (image.parent / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, image.parent / library[1:])
     for name in PROGRAMS:
         (image / name).symlink_to("busybox")
     plugins = [str(paths.binary.parent), str(SYSTEM_PLUGINS)]
