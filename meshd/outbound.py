@@ -34,7 +34,7 @@ from crossedge.meshd.flow import (
 )
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.joining import UdpRun
-from crossedge.meshd.keypair import CounterExhaustedError, Keypair
+from crossedge.meshd.keypair import CounterExhaustedError
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
     IPV4_HEADER,
@@ -48,17 +48,16 @@ from crossedge.meshd.packet import (
 from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, mend, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
+from crossedge.meshd.staging import Stage, Staging
 from crossedge.meshd.superframe import (
     FRAME,
     FRAME_SIZE,
     LAST_PIECE,
     PARTIAL_CHECKSUM,
     POSITIONS,
-    SuperframeSealer,
 )
 from crossedge.meshd.toobig import IPV6_LEAST, TooBigAnswers
-from crossedge.meshd.train import Train, Transmit
-from crossedge.meshd.transport import TransportSealer
+from crossedge.meshd.train import Transmit
 from crossedge.meshd.transport import room as transport_room
 from crossedge.meshd.unclaimed import Unclaimed
 from crossedge.meshd.virtio import (
@@ -73,22 +72,6 @@ from crossedge.meshd.virtio import (
 from crossedge.wire.errors import WireError
 
 START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
-STAGED_BYTES: Final = FRAME_SIZE + LARGEST_PACKET  # per link; what is more is not kept for the drain's end
-SPARE_STAGES: Final = 64
-
-
-class _Stage:
-    """What one drain has for one link: frames one after the other, and under which keypair they leave."""
-
-    __slots__ = ("ends", "keypair", "sealed", "superframes", "used", "view")
-
-    def __init__(self, keypair: Keypair) -> None:
-        self.view = memoryview(bytearray(STAGED_BYTES))
-        self.used = 0
-        self.ends: list[int] = []
-        self.keypair = keypair
-        self.superframes = False
-        self.sealed = 0
 
 
 class Outbound:
@@ -103,11 +86,10 @@ class Outbound:
         "_policy",
         "_run",
         "_run_of",
-        "_spare",
         "_split",
         "_stages",
+        "_staging",
         "_too_big",
-        "_train",
         "_unclaimed",
         "_unknown",
         "_wanted",
@@ -133,18 +115,15 @@ class Outbound:
         policy.watch(self._flows.clear)
         self._too_big = TooBigAnswers(sink, dropped)
         self._unclaimed = Unclaimed()
-        self._train = Train(transmit)
-        self._frames = SuperframeSealer(self._train)
-        self._packets = TransportSealer(self._train)
-        self._stages: dict[Link, _Stage] = {}
-        self._spare: list[_Stage] = []
+        self._staging = staging = Staging(transmit, dropped)
+        self._frames, self._packets, self._stages = staging.frames, staging.packets, staging.stages
         self._wants: set[Link] = set()
         self.buffer = bytearray(SIZE + LARGEST_PACKET + RECORD_DATAGRAMS)
         """The TUN is read into this; `take` overwrites it."""
         self.view = memoryview(self.buffer)
         self._split = memoryview(bytearray(LARGEST_PACKET))
         self._run = UdpRun()
-        self._run_of: tuple[Link, _Stage] | None = None
+        self._run_of: tuple[Link, Stage] | None = None
         self._ack: Staged | None = None
 
     def take(self, length: int, now: float) -> None:
@@ -172,7 +151,7 @@ class Outbound:
             self._take_afresh(key, length, now)
             return
         link = flow.link
-        stage = self._stages.get(link) or self._open(link, now)
+        stage = self._stages.get(link) or self._staging.open(link, now)
         try:
             if stage is None:
                 self._wait(link, length)
@@ -235,7 +214,7 @@ class Outbound:
         link = self._judge(length, now)
         if link is None:
             return
-        stage = self._stages.get(link) or self._open(link, now)
+        stage = self._stages.get(link) or self._staging.open(link, now)
         if stage is None:
             self._wait(link, length)
             return
@@ -280,18 +259,7 @@ class Outbound:
         self._ack = None
         if self._run_of is not None:
             self._close_run()
-        for link, stage in self._stages.items():
-            if stage.ends:
-                self._seal(link, stage)
-        self._train.send()
-        for link, stage in self._stages.items():
-            if stage.sealed:
-                link.sent.size += stage.sealed
-                link.sent.at = now
-                link.session.data_sent(now, stage.sealed)
-            if len(self._spare) < SPARE_STAGES:
-                self._spare.append(stage)
-        self._stages.clear()
+        self._staging.flush(now)
         self._wants.clear()
 
     def claim(self, now: float) -> None:
@@ -315,46 +283,6 @@ class Outbound:
 
     # --- Staging -------------------------------------------------------------------------------------------
 
-    def _open(self, link: Link, now: float) -> _Stage | None:
-        """Return a stage for a link that can send, else None."""
-        keypair = link.session.current
-        if keypair is None or not link.endpoints or not keypair.can_send(now):
-            return None
-        stage = self._spare.pop() if self._spare else _Stage(keypair)
-        stage.keypair = keypair
-        stage.superframes = link.agreed is keypair and keypair.chunks_send is not None
-        stage.sealed = 0
-        self._stages[link] = stage
-        return stage
-
-    def _stage(self, link: Link, stage: _Stage, frame: memoryview) -> None:
-        """Take a frame whose frame header is written."""
-        after = stage.used + len(frame)
-        if after > STAGED_BYTES:
-            self._seal(link, stage)
-            after = len(frame)
-        stage.view[stage.used : after] = frame
-        stage.used = after
-        stage.ends.append(after)
-
-    def _seal(self, link: Link, stage: _Stage) -> None:
-        """Seal what is staged for a link into the train."""
-        try:
-            if stage.superframes:
-                refused = self._frames.frames(link, stage.keypair, stage.view[: stage.used], stage.ends)
-                if refused:
-                    self._dropped["outbound-too-big"] += refused
-            else:
-                start = 0
-                for end in stage.ends:
-                    self._packets.packet(link, stage.keypair, stage.view[start + FRAME_SIZE : end])
-                    start = end
-        except CounterExhaustedError:
-            self._dropped["counter-exhausted"] += len(stage.ends)
-        stage.sealed += stage.used
-        stage.used = 0
-        stage.ends.clear()
-
     def _wait(self, link: Link, length: int) -> None:
         """Let the frame in the buffer wait for what its link needs to send."""
         self._hold(link, self.view[:length])
@@ -370,13 +298,13 @@ class Outbound:
     # --- Plain packets -------------------------------------------------------------------------------------
 
     def _plain(
-        self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
+        self, link: Link, stage: Stage, length: int, partial: bool, start: int, offset: int, now: float
     ) -> None:
         if not (partial and self._begin_run(link, stage, length)):
             self._packet(link, stage, length, partial, start, offset, now)
 
     def _packet(
-        self, link: Link, stage: _Stage, length: int, partial: bool, start: int, offset: int, now: float
+        self, link: Link, stage: Stage, length: int, partial: bool, start: int, offset: int, now: float
     ) -> None:
         packet = self.view[SIZE:length]
         if partial and not (stage.superframes and usual_place(packet, start, offset)):
@@ -390,7 +318,7 @@ class Outbound:
         FRAME.pack_into(self.buffer, START, PARTIAL_CHECKSUM if partial else 0, GSO_NONE, 0, length - SIZE)
         self._stage_packet(link, stage, length)
 
-    def _stage_packet(self, link: Link, stage: _Stage, length: int) -> None:
+    def _stage_packet(self, link: Link, stage: Stage, length: int) -> None:
         """Take the packet in the buffer, whose frame header is written, or put it in the last one's place."""
         frame = self.view[START:length]
         if length <= SIZE + LONGEST and stage.ends:
@@ -401,13 +329,15 @@ class Outbound:
                 return
         if length <= SIZE + LONGEST_SELECTIVE and selective(frame[FRAME_SIZE:]):
             if stage.ends:
-                self._seal(link, stage)
-            self._stage(link, stage, frame)
-            self._seal(link, stage)  # in a datagram of its own, so that one loss is not that of several
+                self._staging.seal(link, stage)
+            self._staging.add(link, stage, frame)
+            self._staging.seal(
+                link, stage
+            )  # in a datagram of its own: its loss is that of no other
             return
-        self._stage(link, stage, frame)
+        self._staging.add(link, stage, frame)
 
-    def _too_long(self, link: Link, stage: _Stage, length: int, now: float) -> None:
+    def _too_long(self, link: Link, stage: Stage, length: int, now: float) -> None:
         """Do with a packet what can be done where transport data has no room for it.
 
         A meshd will take it as a superframe soon. For a stock peer it is fragmented or answered; an IPv6
@@ -421,18 +351,18 @@ class Outbound:
         elif may_fragment(packet):
             pieces = fragments(packet, room)
             for piece in pieces:
-                self._stage(link, stage, memoryview(FRAME.pack(0, GSO_NONE, 0, len(piece)) + piece))
+                self._staging.add(link, stage, memoryview(FRAME.pack(0, GSO_NONE, 0, len(piece)) + piece))
             if not pieces:
                 self._dropped["outbound-too-big"] += 1
         elif packet[0] >> 4 == 6 and len(packet) <= IPV6_LEAST:
             FRAME.pack_into(self.buffer, START, 0, GSO_NONE, 0, len(packet))
-            self._stage(link, stage, self.view[START:length])
+            self._staging.add(link, stage, self.view[START:length])
         else:
             self._too_big.answer(packet, room, now)
 
     # --- Runs of UDP packets -------------------------------------------------------------------------------
 
-    def _begin_run(self, link: Link, stage: _Stage, length: int) -> bool:
+    def _begin_run(self, link: Link, stage: Stage, length: int) -> bool:
         """Keep a UDP packet back to join others to it; False where it is none that could be joined."""
         if (
             not stage.superframes
@@ -454,7 +384,7 @@ class Outbound:
         try:
             if joined == 1:
                 FRAME.pack_into(run.buffer, START, PARTIAL_CHECKSUM, GSO_NONE, 0, length - SIZE)
-                self._stage(link, stage, run.view[START:length])
+                self._staging.add(link, stage, run.view[START:length])
             else:
                 kind = SuperKind.of(run.view[:length])
                 self._super_packet(link, stage, run.buffer, run.view, length, kind, 0.0)
@@ -466,7 +396,7 @@ class Outbound:
     def _super_packet(
         self,
         link: Link,
-        stage: _Stage,
+        stage: Stage,
         buffer: bytearray,
         view: memoryview,
         length: int,
@@ -487,10 +417,10 @@ class Outbound:
         gso_type, gso_size = kind.gso_type, kind.gso_size
         if payload <= stride:
             FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
-            self._stage(link, stage, view[START:length])
+            self._staging.add(link, stage, view[START:length])
             return
         if stage.ends:
-            self._seal(link, stage)
+            self._staging.seal(link, stage)
         stage.sealed += length - SIZE
         if not kind.most:
             FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM, gso_type, gso_size, 0)
@@ -514,7 +444,7 @@ class Outbound:
         kind.most = max(0, (room - head) // gso_size * gso_size)
 
     def _records(
-        self, link: Link, stage: _Stage, buffer: bytearray, view: memoryview, length: int, kind: SuperKind
+        self, link: Link, stage: Stage, buffer: bytearray, view: memoryview, length: int, kind: SuperKind
     ) -> None:
         """Send a super-packet that no one record has room for as several super-packets, made in place.
 
@@ -538,11 +468,11 @@ class Outbound:
             buffer[end : end + RECORD_DATAGRAMS] = behind
 
     def _as_transport(
-        self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float
+        self, link: Link, stage: Stage, packet: memoryview, kind: SuperKind, now: float
     ) -> None:
         """Send a super-packet to a peer that takes no superframes, or not yet."""
         if stage.ends:
-            self._seal(link, stage)
+            self._staging.seal(link, stage)
         header, gso_size = kind.header, kind.gso_size
         stride = transport_room(link) - header
         if gso_size <= stride or kind.layout.protocol == TCP:
@@ -554,7 +484,7 @@ class Outbound:
         else:
             self._cut(link, stage, packet, kind, now)
 
-    def _cut(self, link: Link, stage: _Stage, packet: memoryview, kind: SuperKind, now: float) -> None:
+    def _cut(self, link: Link, stage: Stage, packet: memoryview, kind: SuperKind, now: float) -> None:
         """Send a super-packet as plain packets, each as one that was read from the TUN alone."""
         whole, layout = bytearray(packet), kind.layout
         offset = TCP_CHECKSUM if layout.protocol == TCP else UDP_CHECKSUM
