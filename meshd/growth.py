@@ -1,9 +1,15 @@
-"""How many datagrams a record may fill, by what the receiver reports of loss and rate.
+"""How many datagrams a record and a train may have, by what the receiver reports of loss and rate.
 
 A record of many datagrams costs one call of the cipher at each end where one-datagram records cost one for
 each. But a lost datagram takes its whole record along. So a link begins with records of one datagram; where
 reports show that all of some hundreds arrived, records grow to what the path moves in a millisecond; and the
 first report of a loss brings them back to one, for a while that doubles with each loss that follows soon.
+
+A train is one packet to its own host's queues, whole until it leaves. At 20 Mbit/s a long one is in the way
+of what comes behind it for 25 ms, and what it carried is acknowledged in one lump, from which BBR concludes
+that more has to be on its way. So trains take no more than a millisecond of the measured rate either, lossy
+or not. Where little is sent little is measured and trains are short; that costs calls, but few of them, and
+the first report of bulk, some 10 ms after its beginning, makes them long again.
 
 Receiver: `Tally` in each keypair counts what was opened and says when a report is due.
 Sender: `Growth` in each link takes the reports.
@@ -18,11 +24,11 @@ REPORT_INTERVAL: Final = 0.1  # seconds between reports while superframes come
 REPORT_DATAGRAMS: Final = 512  # or so many datagrams since the last one,
 REPORT_LEAST: Final = 0.01  # but not sooner than this, in seconds; a loss is reported as soon
 
-RECORD_TIME: Final = 0.001  # seconds of the measured rate that one record may take
+RECORD_TIME: Final = 0.001  # seconds of the measured rate that one record or train may take
 PROVEN_DATAGRAMS: Final = 256  # that must have come without a loss before records grow
 PAUSE_FIRST: Final = 1.0  # seconds after a loss without growth,
 PAUSE_MOST: Final = 30.0  # at most,
-RATE_DECAY: Final = 0.9  # of the measured rate, at each report that finds less
+RATE_DECAY: Final = 0.5  # of the measured rate is left after REPORT_INTERVAL, while less is found
 PAUSE_RESET: Final = 10.0  # and at first again after so many seconds without loss behind a pause
 
 
@@ -75,12 +81,15 @@ class Growth:
         "_receiver",
         "_resume",
         "measures",
+        "train",
     )
 
     def __init__(self) -> None:
         self._datagrams = 1
         self.measures = object()
         """Another object after each change of how long records may be, or of what else decides about it."""
+        self.train = RECORD_DATAGRAMS
+        """A train of bulk may have so many datagrams now: as many as there can be until a rate is known."""
         self._receiver = -1
         self._end = 0
         self._opened = 0
@@ -118,22 +127,33 @@ class Growth:
             return
         elapsed = now - self._at
         self._end, self._opened, self._at = end, opened, now
+        self._measure(came, elapsed)
         if lost > 0:
             self._lost(now)
             return
         self._clean += came
-        if now < self._resume or self._clean < PROVEN_DATAGRAMS or elapsed <= 0:
+        if now < self._resume or self._clean < PROVEN_DATAGRAMS:
             return
         if now - self._resume > PAUSE_RESET:
             self._pause = PAUSE_FIRST
-        self._rate = max(came / elapsed, self._rate * RATE_DECAY)
-        self.datagrams = max(1, min(RECORD_DATAGRAMS, int(self._rate * RECORD_TIME)))
+        self.datagrams = self.train
 
     def restart(self) -> None:
         """Begin anew: the path is another one."""
         self.datagrams = 1
+        self.train = RECORD_DATAGRAMS
         self._rate = 0.0
         self._clean = 0
+
+    def _measure(self, came: int, elapsed: float) -> None:
+        """Follow the rate.
+
+        Reports that were held up arrive together, but were not sent sooner than they may be. A pause in the
+        traffic says no more about the path than an interval does.
+        """
+        kept = RATE_DECAY ** min(elapsed / REPORT_INTERVAL, 1.0)
+        self._rate = max(came / max(elapsed, REPORT_LEAST), self._rate * kept)
+        self.train = max(1, min(RECORD_DATAGRAMS, int(self._rate * RECORD_TIME)))
 
     def _lost(self, now: float) -> None:
         self.datagrams = 1

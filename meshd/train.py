@@ -79,8 +79,8 @@ class Train:
 
     @staticmethod
     def capacity(link: Link, size: int) -> int:
-        """Return how many datagrams of `size` bytes one train takes."""
-        return max(1, min(TRAIN_SEGMENTS, TRAIN_BYTES // (size + link.overhead)))
+        """Return how many datagrams of `size` bytes a train of bulk takes."""
+        return max(1, min(link.growth.train, TRAIN_SEGMENTS, TRAIN_BYTES // (size + link.overhead)))
 
     def load(self, link: Link, segment: int, count: int, used: int) -> None:
         """Take what the caller wrote to the buffer itself, from its start, after `send`."""

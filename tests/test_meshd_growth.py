@@ -1,6 +1,10 @@
-"""How long records may be: what the receiver counts and reports, and what the sender makes of it."""
+"""How long records and trains may be: what the receiver counts and reports, what the sender makes of it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
 
 from crossedge.meshd.growth import (
     PAUSE_FIRST,
@@ -12,7 +16,7 @@ from crossedge.meshd.growth import (
     Growth,
     Tally,
 )
-from tests.data_pair import ALICE, NOW, pair, super_frame, tcp
+from tests.data_pair import ALICE, NOW, pair, super_frame, tcp, udp
 
 FAST = 100_000  # datagrams per second: more than a train in a millisecond
 
@@ -67,6 +71,74 @@ def test_the_first_loss_brings_records_back_to_one_for_a_while_that_doubles() ->
     assert until_grown() <= PAUSE_FIRST + 0.5  # long clean since: it begins anew
 
 
+def test_trains_are_as_long_as_they_can_be_until_a_rate_is_known_and_then_take_a_millisecond() -> None:
+    growth = Growth()
+    trains = [growth.train]
+    for number in range(4):
+        growth.report(7, 180 * number, 180 * number, 0.1 * number)  # 20 Mbit/s
+        trains.append(growth.train)
+    assert trains == [RECORD_DATAGRAMS, RECORD_DATAGRAMS, 1, 1, 1]
+    growth.report(7, 540 + 512, 540 + 512, 0.31)  # the first report of bulk
+    assert growth.train == 51
+
+
+def test_trains_follow_the_rate_where_datagrams_are_lost_as_well() -> None:
+    growth = Growth()
+    for number in range(5):
+        growth.report(7, 1010 * number, 1000 * number, 0.1 * number)
+        assert growth.datagrams == 1
+    assert growth.train == 10
+
+
+def test_a_rate_that_is_not_reached_any_more_is_forgotten_in_a_second() -> None:
+    growth, total = Growth(), 0
+    for number in range(4):
+        growth.report(7, total, total, 0.01 * number)
+        total += FAST // 100
+    assert (growth.train, growth.datagrams) == (RECORD_DATAGRAMS, RECORD_DATAGRAMS)
+    for number in range(10):
+        total += 180
+        growth.report(7, total, total, 0.1 + 0.1 * number)
+    assert (growth.train, growth.datagrams) == (1, 1)
+
+
+def test_a_pause_does_not_forget_the_rate() -> None:
+    growth, total = Growth(), 0
+    for number in range(4):
+        growth.report(7, total, total, 0.01 * number)
+        total += 2 * FAST // 100
+    growth.report(7, total, total, 3600.0)
+    assert growth.train == RECORD_DATAGRAMS
+
+
+def test_reports_that_were_held_up_do_not_make_the_path_faster() -> None:
+    growth = Growth()
+    for number in range(3):
+        growth.report(7, 180 * number, 180 * number, 0.1 * number)
+    for number in range(5):
+        growth.report(7, 360 + 20 * number, 360 + 20 * number, 0.2 + 0.000_01 * number)
+    assert growth.train <= 2
+
+
+@pytest.mark.parametrize("train", [1, 2, 5, 64])
+@pytest.mark.parametrize("transport", [tcp, udp])
+def test_bulk_leaves_in_trains_as_long_as_the_path_wants_them(
+    train: int, transport: Callable[..., bytes]
+) -> None:
+    alice, bob = pair(size=1472)
+    alice.link.growth.train = train
+    frame = super_frame(transport(bytes(40_000), partial=True), 1300)
+    alice.read(frame)
+    counts = [-(-len(data) // segment) for _, data, segment in alice.sent]
+    assert max(counts) <= train
+    assert all(count == train for count in counts[:-1])
+    whole, taker = pair(size=1472)
+    whole.read(frame)
+    taker.take(*whole.datagrams(), source=ALICE)
+    bob.take(*alice.datagrams(), source=ALICE)
+    assert bob.packets() == taker.packets()
+
+
 def test_few_datagrams_prove_nothing() -> None:
     few = PROVEN_DATAGRAMS // 3
     assert reported(Growth(), [(0.001 * n, few * n, few * n) for n in range(3)]) == [1, 1, 1]
@@ -84,8 +156,10 @@ def test_an_old_report_and_one_of_another_keypair_say_nothing() -> None:
 def test_another_path_begins_anew() -> None:
     alice, _ = pair()
     alice.link.growth.datagrams = 64
+    alice.link.growth.train = 3
     alice.link.set_path((ALICE,))
     assert alice.link.growth.datagrams == 1
+    assert alice.link.growth.train == RECORD_DATAGRAMS
 
 
 def test_a_report_is_due_in_time_after_many_datagrams_and_soon_after_a_loss() -> None:
