@@ -17,6 +17,8 @@ _WORD = Struct("!H")
 _HALF, _QUARTER, _EIGHTH = 5760, 2880, 1440  # bits, multiples of 16; of 1,440 bytes, the longest usual packet
 _HALF_MASK, _QUARTER_MASK, _EIGHTH_MASK = ((1 << bits) - 1 for bits in (_HALF, _QUARTER, _EIGHTH))
 _FOLDED = 600, 1440  # bytes between which folding pays
+_CHUNK = 8192  # bytes that are made one number at a time
+_LADDER = tuple((bits, (1 << bits) - 1) for bits in (32_768, 16_384, 8192, 4096, 2048))
 
 
 def ones_sum(data: Buffer) -> int:
@@ -32,6 +34,20 @@ def ones_sum(data: Buffer) -> int:
         number = (number >> _EIGHTH) + (number & _EIGHTH_MASK)
     remainder = number % 65535
     return remainder * 256 % 65535 if size & 1 else remainder
+
+
+def long_sum(data: bytes) -> int:
+    """Return a number with the same remainder as `ones_sum` for much data: an even number of bytes."""
+    view = memoryview(data)
+    parts = [int.from_bytes(view[at : at + _CHUNK], "big") for at in range(0, len(data), _CHUNK)]
+    return folded(sum(parts))
+
+
+def folded(number: int) -> int:
+    """Return a number of a few hundred bytes with the same remainder as one of up to some 8 KiB."""
+    for bits, mask in _LADDER:
+        number = (number >> bits) + (number & mask)
+    return number
 
 
 def complement(total: int) -> int:

@@ -187,11 +187,9 @@ class _Growing:
         return Awaited(self.view, self.end, header, payload, layout.transport, count, mask, head, step)
 
     def grow(self, count: int, total: int) -> bool:
-        """Take `count` awaited packets whose payload is in place: see `Coalescer.grow`."""
+        """Take `count` awaited packets whose payloads are put in place: see `Coalescer.grow`."""
         first, last, packet = self.first, self.next, self.view[SIZE:]
         length = first.header + first.payload - self.layout.transport
-        if length & 1:
-            total <<= 8
         total += count * pseudo_sum(addresses(packet), TCP, length)
         if total % 65535 or not self.vouch():
             return False
@@ -276,9 +274,9 @@ class Coalescer:
         return self._last[1].awaited() if self._last is not None and self._last[0] is owner else None
 
     def grow(self, count: int, total: int) -> bool:
-        """Take `count` packets that `awaited` described: headers as told, payloads where they belong.
+        """Take `count` packets that `awaited` described: headers as told; payloads follow, where they belong.
 
-        `total` is the sum of them, from the TCP headers on, each a big-endian number. One sum stands for all
+        `total` is the sum of their 16-bit words, from the TCP headers on. One sum stands for all
         their checksums: one that is wrong is always noticed, several are unless their errors cancel out (by
         chance one time in 65,535, which is how much one checksum sees of one packet). More is not needed: the
         packets were authenticated, so the sums only guard against what went wrong inside of the peer. Linux's

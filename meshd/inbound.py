@@ -19,6 +19,7 @@ from crossedge.meshd.link import Link
 from crossedge.meshd.opener import Opener
 from crossedge.meshd.reassembly import Reassembly
 from crossedge.meshd.sidebyside import Datagram, chunks_from, one_record, put_back
+from crossedge.meshd.stockrun import Datagrams, train_from
 from crossedge.meshd.superframe import HEADER, HEADER_SIZE, MAGIC, OVERHEAD
 from crossedge.meshd.transport import TransportOpener
 from crossedge.wire.demux import Kind, classify
@@ -59,7 +60,7 @@ class _Batch:
         self.source = source
         self.chunks: list[Datagram] = []
         self.heads: dict[int, memoryview] = {}
-        self.packets: list[tuple[int, int, int, float]] = []
+        self.packets: list[Datagrams] = []
 
 
 class Inbound:
@@ -293,7 +294,11 @@ class Inbound:
                     if aside is not None:
                         break
                 elif word != MAGIC:
-                    batch.packets.append((counter, begin, stop, stamp))
+                    many = 1
+                    if begin == start and not apart and end - start >= 2 * segment:
+                        many = train_from(buffer, begin, end, segment)
+                        at += (many - 1) * stride
+                    batch.packets.append((counter, begin, stop, stamp, many, segment))
                 elif not 0 < count <= RECORD_DATAGRAMS:
                     self._dropped["chunk-malformed"] += 1
                 elif aside is not None:

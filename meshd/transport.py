@@ -35,7 +35,7 @@ from crossedge.meshd.packet import (
     claimed_length,
 )
 from crossedge.meshd.segment import AT_LAST, IDENTIFICATION, TCP_SEQUENCE, set_length, split
-from crossedge.meshd.stockrun import Datagram, open_run
+from crossedge.meshd.stockrun import Datagrams, Places, Views, join_run, open_stretch, stretch_from
 from crossedge.meshd.train import Train
 from crossedge.meshd.virtio import GSO_NONE, SIZE
 
@@ -44,7 +44,7 @@ SCRATCH: Final = 66_000  # bytes: the longest packet, padded
 _IPV4 = Struct("!HHHH")  # from the identification on: that, fragment, TTL and protocol, header checksum
 _TCP = Struct("!IIHHH")  # from the sequence number on: that, acknowledgement, flags, window, checksum
 
-PATIENCE: Final = 16  # datagrams that are opened one by one where runs are of no use
+PATIENCE: Final = 16  # packets that are delivered one by one where runs are of no use
 
 
 def room(link: Link) -> int:
@@ -164,69 +164,123 @@ class TransportSealer:
 class TransportOpener:
     """Opens what belongs to one keypair at a time, and hands it on."""
 
-    __slots__ = ("_coalescer", "_delivery", "_dropped", "_view")
+    __slots__ = ("_coalescer", "_delivery", "_dropped", "_patience", "_places", "_skip", "_view")
 
     def __init__(self, delivery: Delivery, dropped: Counter[str]) -> None:
         self._delivery = delivery
         self._coalescer = delivery.coalescer
         self._dropped = dropped
         self._view = memoryview(bytearray(SIZE + SCRATCH))
+        self._places = Places()
+        self._skip = 0  # packets until a run is tried again,
+        self._patience = 1  # at least as many where one fails
 
     def open(
         self,
         link: Link,
         keypair: Keypair,
         received: memoryview,
-        datagrams: list[Datagram],
+        datagrams: list[Datagrams],
         inner: list[tuple[bytes, float]],
     ) -> tuple[int, int]:
         """Open datagrams and deliver their packets; in-session messages go to `inner`, with their arrival.
 
-        Returns how many datagrams were opened, and how many bytes of plaintext the packets had.
+        What they hold is decrypted in place. Returns how many datagrams were opened, and how many bytes of
+        plaintext the packets had.
         """
-        view, replay, open_into = self._view, keypair.replay, keypair.receive.decrypt_into
-        opened = total = index = 0
-        again, patience = 0, 1  # from which datagram on a run is tried; for how many not, where one failed
-        is_open = False
+        opened = total = index = self._skip = 0
+        self._patience = 1
         while index < len(datagrams):
-            counter, start, end, arrived = datagrams[index]
-            index += 1
+            counter, start, end, arrived, count, stride = datagrams[index]
+            if count == 1 and link.stock:  # nobody asks when each of its datagrams arrived
+                count = stretch_from(datagrams, index)
+                stride = datagrams[index + 1][1] - start if count > 1 else 0
+                index += count
+            else:
+                index += 1
             size = end - start - TRANSPORT_OVERHEAD
-            if not is_open:
-                if not replay.check(counter):
-                    self._dropped["replay"] += 1
-                    continue
-                sealed = received[start + TRANSPORT_HEADER : end]
-                try:
-                    open_into(NONCE.pack(counter), sealed, None, view[SIZE : SIZE + size])
-                except InvalidTag:
-                    self._dropped["bad-tag"] += 1
-                    continue
-            is_open = False
-            replay.commit(counter)
-            opened += 1
-            if not size:
-                continue  # a keepalive
-            version = view[SIZE] >> 4
-            if not version and not link.stock:
-                inner.append((bytes(view[SIZE : SIZE + size]), arrived))
+            if count == 1:
+                if self._alone(keypair, received[start + TRANSPORT_HEADER : end], size, counter):
+                    opened += 1
+                    total += self._packet(link, size, arrived, inner)
                 continue
-            total += size
-            self._deliver(link, size, version)
-            if not again <= index < len(datagrams):
-                continue
-            _, start, end, _ = datagrams[index]
-            run = open_run(self._coalescer, link, keypair, received, datagrams, index, view[SIZE:])
-            is_open = run.opened
-            if run.taken:
-                index += run.taken
-                opened += run.taken
-                total += run.taken * (end - start - TRANSPORT_OVERHEAD)
-                patience = 1
-            elif run.tried:
-                again = index + max(run.tried, patience) + 1
-                patience = min(2 * patience, PATIENCE)
+            views = self._places.views(received, start, end - start, stride, count)
+            first = 0
+            while first < count:
+                good = self._open(keypair, views, first, counter + first, count - first)
+                opened += good
+                if size and good:
+                    total += self._take(link, views, first, first + good, arrived, inner)
+                first += good + 1
         return opened, total
+
+    def _alone(self, keypair: Keypair, sealed: memoryview, size: int, counter: int) -> bool:
+        """Open one datagram; its plaintext is in the buffer then. False where it is forged or replayed."""
+        if not keypair.replay.check(counter):
+            self._dropped["replay"] += 1
+            return False
+        try:
+            keypair.receive.decrypt_into(NONCE.pack(counter), sealed, None, self._view[SIZE : SIZE + size])
+        except InvalidTag:
+            self._dropped["bad-tag"] += 1
+            return False
+        keypair.replay.mark(counter)
+        return True
+
+    def _open(self, keypair: Keypair, views: Views, first: int, counter: int, count: int) -> int:
+        """Open datagrams of a stretch from the one on that has `counter`; returns how many there were.
+
+        The next one behind them, if it is one of the `count`, is forged or replayed, and counted so.
+        """
+        fresh = keypair.replay.check_range(counter, count)
+        many = (fresh ^ (fresh + 1)).bit_length() - 1  # up to the first that is not
+        good = open_stretch(keypair, views, first, counter, many) if many else 0
+        if good:
+            keypair.replay.commit_range(counter, good)
+        if good < count:
+            self._dropped["replay" if good == many else "bad-tag"] += 1
+        return good
+
+    def _take(
+        self,
+        link: Link,
+        views: Views,
+        index: int,
+        after: int,
+        arrived: float,
+        inner: list[tuple[bytes, float]],
+    ) -> int:
+        """Deliver plaintexts of a stretch; returns how many bytes those of packets have."""
+        view, size, total = self._view, views.size, 0
+        while index < after:
+            if self._skip:
+                self._skip -= 1
+            else:
+                run = join_run(self._coalescer, link, views, index, after - index)
+                if run.taken:
+                    self._patience = 1
+                    total += run.taken * size
+                    index += run.taken
+                    if index == after:
+                        break
+                elif run.tried:
+                    self._skip = max(run.tried, self._patience)
+                    self._patience = min(2 * self._patience, PATIENCE)
+            view[SIZE : SIZE + size] = views.plain[index]
+            index += 1
+            total += self._packet(link, size, arrived, inner)
+        return total
+
+    def _packet(self, link: Link, size: int, arrived: float, inner: list[tuple[bytes, float]]) -> int:
+        """Deliver the plaintext in the buffer; returns its length in bytes if it is a packet."""
+        if not size:
+            return 0  # a keepalive
+        version = self._view[SIZE] >> 4
+        if not version and not link.stock:
+            inner.append((bytes(self._view[SIZE : SIZE + size]), arrived))
+            return 0
+        self._deliver(link, size, version)
+        return size
 
     def _deliver(self, link: Link, size: int, version: int) -> None:
         """Cut the padding off and deliver the packet in the buffer."""

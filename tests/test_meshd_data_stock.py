@@ -13,12 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossedge.meshd import stockrun, transport
+from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.keypair import HEADER, NONCE, Keypair, open_transport
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import Layout
 from crossedge.meshd.segment import split
 from crossedge.meshd.transport import TransportSealer
-from tests.data_pair import A6, ALICE, B6, Side, keypairs, packets_of, pair, segments, super_frame, tcp, udp
+from tests.data_pair import (
+    A6,
+    ALICE,
+    B6,
+    NOW,
+    Side,
+    keypairs,
+    packets_of,
+    pair,
+    segments,
+    super_frame,
+    tcp,
+    udp,
+)
 
 CHECKSUM = 20 + 16  # of TCP in IPv4
 
@@ -37,20 +51,22 @@ def spoilt(packet: bytes, error: int) -> bytes:
     return packet[:at] + struct.pack("!H", field) + packet[at + 2 :]
 
 
-def both(batches: list[list[bytes]], *, stock: bool = True) -> tuple[Side, Side, list[stockrun.Run]]:
+def both(
+    batches: list[list[bytes]], *, stock: bool = True, trains: bool = False
+) -> tuple[Side, Side, list[stockrun.Run]]:
     """Two receivers that took the same: in runs, and one by one; and the runs."""
     runs: list[stockrun.Run] = []
 
     def spy(*args: Any) -> stockrun.Run:
-        runs.append(stockrun.open_run(*args))
+        runs.append(stockrun.join_run(*args))
         return runs[-1]
 
     sides = []
-    for opener in (spy, lambda *_: stockrun.NOTHING):
+    for joiner in (spy, lambda *_: stockrun.NOTHING):
         _, bob = pair(stock=stock, superframes=False)
-        with mock.patch.object(transport, "open_run", opener):
+        with mock.patch.object(transport, "join_run", joiner):
             for batch in batches:
-                bob.take(*batch, source=ALICE)
+                (bob.take_trains if trains else bob.take)(*batch, source=ALICE)
         sides.append(bob)
     return sides[0], sides[1], runs
 
@@ -164,13 +180,14 @@ def arrivals(datagrams: list[bytes], chosen: list[Fault]) -> list[list[bytes]]:
     st.sampled_from([1000, 0xFFFF_FFFF, 0xFFFF_FFFF - 300, 0xFFF0, 0xFFFF]),
     st.sampled_from([-1, 0, 0, 7, 40]),
     st.booleans(),
+    st.booleans(),
 )
 def test_runs_come_to_the_tun_as_packets_that_are_opened_one_by_one(
-    chosen: list[Step], broken: list[Fault], start: int, padding: int, stock: bool
+    chosen: list[Step], broken: list[Fault], start: int, padding: int, stock: bool, trains: bool
 ) -> None:
     sender, _ = keypairs()
     batches = arrivals([seal(sender, plain) for plain in plaintexts(chosen, start, padding)], broken)
-    fast, slow, _ = both(batches, stock=stock)
+    fast, slow, _ = both(batches, stock=stock, trains=trains)
     check_alike(fast, slow)
     _, receiver = keypairs()
     alone = []
@@ -191,11 +208,12 @@ def stream(count: int, size: int = 1000, **fields: Any) -> list[bytes]:
     ]
 
 
-def test_a_super_packet_of_a_stock_peer_is_opened_as_one_run() -> None:
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_super_packet_of_a_stock_peer_is_opened_as_one_run(trains: bool) -> None:
     alice, _ = pair(stock=True, superframes=False, size=1472)
     frame = super_frame(tcp(random.Random(1).randbytes(61_000), partial=True, flags=0x18), 1328)
     alice.read(frame)
-    fast, slow, runs = both([alice.datagrams()])
+    fast, slow, runs = both([alice.datagrams()], trains=trains)
     check_alike(fast, slow)
     assert [run.taken for run in runs if run.taken] == [
         44
@@ -248,6 +266,47 @@ def test_errors_that_cancel_out_are_not_seen_and_the_packets_get_right_checksums
     wrong = [*packets[:2], spoilt(packets[2], 7), spoilt(packets[3], -7), packets[4]]
     fast, _, _ = both([[seal(sender, packet) for packet in wrong]])
     assert fast.packets() == packets_of(*(bytes(10) + packet for packet in packets))
+
+
+def test_what_comes_again_and_again_to_the_same_places_is_what_was_sent() -> None:
+    """Views of these places are kept; lengths, headers and counts change from one train to the next."""
+    sender, _ = keypairs()
+    _, bob = pair(stock=True, superframes=False)
+    noise, buffer = random.Random(5), bytearray(65_536)
+    for number, flow in enumerate(FLOWS * 8):
+        count, size = noise.randint(2, 9), noise.choice([300, 300, 311, 500])
+        start = number << 16
+        packets = [
+            tcp(noise.randbytes(size), sequence=start + n * size, identification=n, **flow)
+            for n in range(count)
+        ]
+        datagrams = [seal(sender, packet.ljust(556, b"\0")) for packet in packets]
+        segment, train = len(datagrams[0]), b"".join(datagrams)
+        buffer[: len(train)] = train
+        if number % 2:
+            arrivals = [Arrival(0, len(train), segment, ALICE, NOW)]
+        else:
+            arrivals = [Arrival(n * segment, (n + 1) * segment, segment, ALICE, NOW) for n in range(count)]
+        bob.plane.inbound(buffer, arrivals, NOW)
+        assert len(bob.written) == 1
+        assert bob.packets() == packets_of(*(bytes(10) + packet for packet in packets))
+    assert not bob.dropped
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("again", range(0, 40, 13))
+def test_forged_and_repeated_datagrams_of_a_train_cost_only_themselves(again: int, trains: bool) -> None:
+    sender, _ = keypairs()
+    packets = stream(40, 300)
+    datagrams = [seal(sender, packet) for packet in packets]
+    forged = [*datagrams]
+    for n in (0, 1, 17, 39):
+        forged[n] = forged[n][:20] + bytes([forged[n][20] ^ 1]) + forged[n][21:]
+    fast, slow, _ = both([[datagrams[again]], forged, datagrams], trains=trains)
+    check_alike(fast, slow)
+    bad = {0, 1, 17, 39} - {again}
+    assert fast.dropped == {"bad-tag": len(bad), "replay": 1 + 40 - len(bad)}
+    assert sorted(fast.packets()) == sorted(packets_of(*(bytes(10) + packet for packet in packets)))
 
 
 # --- Sending ------------------------------------------------------------------------------------------------
