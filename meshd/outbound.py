@@ -331,9 +331,7 @@ class Outbound:
             if stage.ends:
                 self._staging.seal(link, stage)
             self._staging.add(link, stage, frame)
-            self._staging.seal(
-                link, stage
-            )  # in a datagram of its own: its loss is that of no other
+            self._staging.seal(link, stage)  # in a datagram of its own: its loss is that of no other
             return
         self._staging.add(link, stage, frame)
 
