@@ -25,10 +25,11 @@ REPORT_DATAGRAMS: Final = 512  # or so many datagrams since the last one,
 REPORT_LEAST: Final = 0.01  # but not sooner than this, in seconds; a loss is reported as soon
 
 RECORD_TIME: Final = 0.001  # seconds of the measured rate that one record or train may take
+RATE_DECAY: Final = 0.25  # of the measured rate is left after REPORT_INTERVAL, while less is found
+STEADY: Final = 1.5 * REPORT_INTERVAL  # seconds; before a report that took longer there was a pause
 PROVEN_DATAGRAMS: Final = 256  # that must have come without a loss before records grow
 PAUSE_FIRST: Final = 1.0  # seconds after a loss without growth,
 PAUSE_MOST: Final = 30.0  # at most,
-RATE_DECAY: Final = 0.5  # of the measured rate is left after REPORT_INTERVAL, while less is found
 PAUSE_RESET: Final = 10.0  # and at first again after so many seconds without loss behind a pause
 
 
@@ -132,7 +133,7 @@ class Growth:
             self._lost(now)
             return
         self._clean += came
-        if now < self._resume or self._clean < PROVEN_DATAGRAMS:
+        if now < self._resume or self._clean < PROVEN_DATAGRAMS or not self._rate:
             return
         if now - self._resume > PAUSE_RESET:
             self._pause = PAUSE_FIRST
@@ -148,10 +149,12 @@ class Growth:
     def _measure(self, came: int, elapsed: float) -> None:
         """Follow the rate.
 
-        Reports that were held up arrive together, but were not sent sooner than they may be. A pause in the
-        traffic says no more about the path than an interval does.
+        A pause in the traffic says nothing about the path. Reports that were held up arrive together, but
+        were not sent sooner than they may be.
         """
-        kept = RATE_DECAY ** min(elapsed / REPORT_INTERVAL, 1.0)
+        if elapsed > STEADY:
+            return
+        kept = RATE_DECAY ** (elapsed / REPORT_INTERVAL)
         self._rate = max(came / max(elapsed, REPORT_LEAST), self._rate * kept)
         self.train = max(1, min(RECORD_DATAGRAMS, int(self._rate * RECORD_TIME)))
 
