@@ -40,6 +40,7 @@ from crossedge.meshd.packet import (
 from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, mend, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
+from crossedge.meshd.stockseal import room as transport_room
 from crossedge.meshd.superframe import (
     FRAME,
     FRAME_SIZE,
@@ -51,7 +52,6 @@ from crossedge.meshd.superframe import (
 from crossedge.meshd.toobig import IPV6_LEAST, TooBigAnswers
 from crossedge.meshd.train import Train, Transmit
 from crossedge.meshd.transport import TransportSealer
-from crossedge.meshd.transport import room as transport_room
 from crossedge.meshd.unclaimed import Unclaimed
 from crossedge.meshd.virtio import (
     GSO_ECN,
