@@ -13,7 +13,9 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
+from crossedge.meshd.ackfilter import LONGEST, last_of
 from crossedge.meshd.constants import (
+    PADDING,
     REJECT_AFTER_MESSAGES,
     TRANSPORT_HEADER,
     TRANSPORT_OVERHEAD,
@@ -37,6 +39,7 @@ from crossedge.meshd.virtio import GSO_NONE, SIZE
 
 SCRATCH: Final = 66_000  # bytes: the longest packet, padded
 
+SHORT: Final = LONGEST + PADDING  # bytes of a plaintext that may be an acknowledgement
 PATIENCE: Final = 16  # packets that are delivered one by one where runs are of no use
 
 
@@ -188,6 +191,12 @@ class TransportOpener:
                 elif run.tried:
                     self._skip = max(run.tried, self._patience)
                     self._patience = min(2 * self._patience, PATIENCE)
+            if size <= SHORT:
+                last = last_of(views.plain, index, after)
+                if last > index:
+                    self._dropped["inbound-ack-superseded"] += last - index
+                    total += (last - index) * size
+                    index = last
             view[SIZE : SIZE + size] = views.plain[index]
             index += 1
             total += self._packet(link, size, arrived, inner)
