@@ -1,9 +1,10 @@
-"""Pure TCP acknowledgements, while they wait to be sealed: which are redundant, and which are to part.
+"""Pure TCP acknowledgements that wait to be sealed or written: which are redundant, which are to part.
 
 A receiver of bulk acknowledges every super-packet, and several such acknowledgements of one flow may be read
-from the TUN at a time. Each acknowledges what the one before did (RFC 9293, 3.4), so the last will do; the
-ack-filter of the CAKE queue discipline rests on that. What says more than its number stays: other flags,
-payload, SACK blocks or options other than timestamps, a number that does not grow (a duplicate).
+from the TUN, or come from a stock peer, at a time. Each acknowledges what the one before did (RFC 9293, 3.4),
+so the last will do; the ack-filter of the CAKE queue discipline rests on that. What says more than its number
+stays: other flags, payload, SACK blocks or options other than timestamps, a number that does not grow (a
+duplicate).
 
 SACK blocks name what came behind a hole (RFC 2018). With timestamps an acknowledgement has room for three,
 and a receiver repeats a block in the two that follow, so that one may be lost. Where several of them share a
@@ -12,7 +13,11 @@ datagram, its loss is the loss of what they say, and their sender sends again wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+from crossedge.meshd.checksum import ones_sum, transport_is_right
+from crossedge.meshd.packet import IPV4_HEADER, IPV6_HEADER, TCP, addresses, claimed_length
 
 ACK: Final = 0x10
 PLAIN: Final = 20  # length of a TCP header without options, in bytes
@@ -122,3 +127,28 @@ class Staged:
         self.source = source
         self.target = target
         self.earlier = int.from_bytes(source, "big")
+
+
+def last_of(packets: Sequence[memoryview], index: int, after: int) -> int:
+    """Return which of received packets, before `after`, makes those from `index` on redundant; maybe itself.
+
+    Packets may be padded. What makes one redundant has right checksums: else both would be lost.
+    """
+    while index + 1 < after:
+        old, new = packets[index], packets[index + 1]
+        length = claimed_length(old) if len(old) >= IPV6_HEADER else 0
+        if not IPV6_HEADER <= length <= min(len(old), len(new), LONGEST):
+            break
+        new = new[:length]
+        if not replaces(new, old[:length]) or not _is_right(new):
+            break
+        index += 1
+    return index
+
+
+def _is_right(packet: memoryview) -> bool:
+    """Tell whether the checksums are right in a packet that `replaces` another."""
+    start = IPV4_HEADER if packet[0] >> 4 == 4 else IPV6_HEADER
+    if start == IPV4_HEADER and ones_sum(packet[:start]) % 65535:
+        return False
+    return transport_is_right(packet[start:], addresses(packet), TCP)

@@ -9,13 +9,17 @@ header, the device adds everything from the transport header on and writes the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 
 Buffer = bytes | bytearray | memoryview
 
 _WORD = Struct("!H")
-_HALF, _QUARTER, _EIGHTH = 5760, 2880, 1440  # bits, multiples of 16; of 1,440 bytes, the longest usual packet
-_HALF_MASK, _QUARTER_MASK, _EIGHTH_MASK = ((1 << bits) - 1 for bits in (_HALF, _QUARTER, _EIGHTH))
+# Bits, multiples of 16; of 1,440 bytes, the longest usual packet.
+_HALF, _QUARTER, _EIGHTH, _SIXTEENTH = 5760, 2880, 1440, 720
+_HALF_MASK, _QUARTER_MASK, _EIGHTH_MASK, _SIXTEENTH_MASK = (
+    (1 << bits) - 1 for bits in (_HALF, _QUARTER, _EIGHTH, _SIXTEENTH)
+)
 _FOLDED = 600, 1440  # bytes between which folding pays
 _CHUNK = 8192  # bytes that are made one number at a time
 _LADDER = tuple((bits, (1 << bits) - 1) for bits in (32_768, 16_384, 8192, 4096, 2048))
@@ -34,6 +38,22 @@ def ones_sum(data: Buffer) -> int:
         number = (number >> _EIGHTH) + (number & _EIGHTH_MASK)
     remainder = number % 65535
     return remainder * 256 % 65535 if size & 1 else remainder
+
+
+def quarter_sums(quarters: Sequence[bytes]) -> list[int]:
+    """Return the sums of pieces of data, each of which is four parts; only the last may be of odd length.
+
+    Their numbers are added, which is what folding would have to do.
+    """
+    sums, parts, number_of = [], iter(quarters), int.from_bytes
+    odd = 8 * (len(quarters[3]) & 1)
+    for one, two, three, four in zip(parts, parts, parts, parts, strict=True):
+        number = number_of(one, "big") + number_of(two, "big") + number_of(three, "big")
+        number += number_of(four, "big") << odd if odd else number_of(four, "big")
+        number = (number >> _EIGHTH) + (number & _EIGHTH_MASK)
+        number = (number >> _SIXTEENTH) + (number & _SIXTEENTH_MASK)
+        sums.append(number % 65535)
+    return sums
 
 
 def long_sum(data: bytes) -> int:

@@ -49,6 +49,7 @@ from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, mend, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.staging import Stage, Staging
+from crossedge.meshd.stockseal import room as transport_room
 from crossedge.meshd.superframe import (
     FRAME,
     FRAME_SIZE,
@@ -58,7 +59,6 @@ from crossedge.meshd.superframe import (
 )
 from crossedge.meshd.toobig import IPV6_LEAST, TooBigAnswers
 from crossedge.meshd.train import Transmit
-from crossedge.meshd.transport import room as transport_room
 from crossedge.meshd.unclaimed import Unclaimed
 from crossedge.meshd.virtio import (
     GSO_ECN,

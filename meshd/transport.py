@@ -9,12 +9,11 @@ inbound the packets of one flow are joined again by `coalesce`. The outer header
 from __future__ import annotations
 
 from collections import Counter
-from struct import Struct
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
-from crossedge.meshd.checksum import ones_sum
+from crossedge.meshd.ackfilter import LONGEST, last_of
 from crossedge.meshd.constants import (
     PADDING,
     REJECT_AFTER_MESSAGES,
@@ -26,47 +25,32 @@ from crossedge.meshd.delivery import Delivery
 from crossedge.meshd.keypair import HEADER, NONCE, Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
-    CWR,
     IPV4_HEADER,
     IPV6_HEADER,
     TCP,
-    TCP_CHECKSUM,
     Layout,
     claimed_length,
 )
-from crossedge.meshd.segment import AT_LAST, IDENTIFICATION, TCP_SEQUENCE, set_length, split
+from crossedge.meshd.segment import split
 from crossedge.meshd.stockrun import Datagrams, Places, Views, join_run, open_stretch, stretch_from
+from crossedge.meshd.stockseal import StreamSealer, padded
 from crossedge.meshd.train import Train
 from crossedge.meshd.virtio import GSO_NONE, SIZE
 
 SCRATCH: Final = 66_000  # bytes: the longest packet, padded
 
-_IPV4 = Struct("!HHHH")  # from the identification on: that, fragment, TTL and protocol, header checksum
-_TCP = Struct("!IIHHH")  # from the sequence number on: that, acknowledgement, flags, window, checksum
-
+SHORT: Final = LONGEST + PADDING  # bytes of a plaintext that may be an acknowledgement
 PATIENCE: Final = 16  # packets that are delivered one by one where runs are of no use
-
-
-def room(link: Link) -> int:
-    """Return how long a packet, in bytes, fits into one datagram."""
-    return link.datagram_size - TRANSPORT_OVERHEAD
-
-
-def _pad(view: memoryview, size: int, link: Link) -> int:
-    """Put padding behind a packet of `size` bytes and return how long it is with that."""
-    padded = max(size, min(size + -size % PADDING, room(link)))
-    if padded > size:
-        view[size:padded] = bytes(padded - size)
-    return padded
 
 
 class TransportSealer:
     """Seals packets into the train."""
 
-    __slots__ = ("_train", "_view")
+    __slots__ = ("_streams", "_train", "_view")
 
     def __init__(self, train: Train) -> None:
         self._train = train
+        self._streams = StreamSealer(train)
         self._view = memoryview(bytearray(SCRATCH))
 
     def packet(self, link: Link, keypair: Keypair, packet: memoryview) -> None:
@@ -81,83 +65,24 @@ class TransportSealer:
         """Cut a super-packet, whose checksum is partial, into packets with `stride` bytes of payload each."""
         count = -(-(len(packet) - header) // stride)
         if count > 1 and layout.protocol == TCP and keypair.send_counter + count <= REJECT_AFTER_MESSAGES:
-            self._stream(link, keypair, packet, layout, header, stride)
+            self._streams.seal(link, keypair, packet, layout, header, stride)
             return
         for size in split(packet, layout, header, stride, self._view, full=True):
             self._seal(link, keypair, size)
 
-    def _stream(
-        self, link: Link, keypair: Keypair, packet: memoryview, layout: Layout, header: int, stride: int
-    ) -> None:
-        """Do the same as `split` and `_seal` with several packets of TCP, in trains of their own.
-
-        What is the same in all packets is written and summed up once.
-        """
-        view, train, transport = self._view, self._train, layout.transport
-        output, buffer, encrypt_into = train.view, train.buffer, keypair.send.encrypt_into
-        size, length = len(packet), header + stride
-        view[:header] = packet[:header]
-        set_length(view, layout.version, length)
-        padded = _pad(view, length, link)
-        plaintext = view[:padded]
-        number = fragment = ttl = head_sum = 0
-        is_v4 = layout.version == 4
-        if is_v4:
-            number, fragment, ttl, before = _IPV4.unpack_from(view, IDENTIFICATION)
-            head_sum = ones_sum(view[:transport]) - number - before
-        at, acknowledged, flags, window, partial = _TCP.unpack_from(view, transport + TCP_SEQUENCE)
-        # The pseudo header without the length, and those fields of TCP's that do not change.
-        constant = partial - (claimed_length(packet) - transport) + acknowledged + window
-        constant += ones_sum(view[transport : transport + TCP_SEQUENCE])
-        constant += ones_sum(view[transport + TCP_CHECKSUM + 2 : header]) + length - transport
-        own = flags & ~AT_LAST
-        datagram = padded + TRANSPORT_OVERHEAD
-        start, left = header, -(-(size - header) // stride)
-        while left:
-            train.send()
-            count = min(left, train.capacity(link, datagram))
-            left -= count
-            first = keypair.reserve(count)
-            offset = 0
-            for counter in range(first, first + count):
-                end = start + stride
-                if end >= size:
-                    end, own = size, own | flags & AT_LAST
-                    shorter = stride - (size - start)
-                    if shorter:
-                        length -= shorter
-                        head_sum -= shorter
-                        constant -= shorter
-                        set_length(view, layout.version, length)
-                        padded = _pad(view, length, link)
-                        plaintext = view[:padded]
-                payload = packet[start:end]
-                view[header:length] = payload
-                if is_v4:
-                    _IPV4.pack_into(view, IDENTIFICATION, number, fragment, ttl, -(head_sum + number) % 65535)
-                    number = (number + 1) & 0xFFFF
-                checksum = -(constant + at + own + ones_sum(payload)) % 65535
-                _TCP.pack_into(view, transport + TCP_SEQUENCE, at, acknowledged, own, window, checksum)
-                HEADER.pack_into(buffer, offset, MessageType.TRANSPORT, keypair.remote_index, counter)
-                body = offset + TRANSPORT_HEADER
-                offset += padded + TRANSPORT_OVERHEAD
-                encrypt_into(NONCE.pack(counter), plaintext, None, output[body:offset])
-                start = end
-                at = (at + stride) & 0xFFFFFFFF
-                own &= ~CWR
-            train.load(link, datagram, count, offset)
-
     def _seal(self, link: Link, keypair: Keypair, size: int) -> None:
         """Seal what is in the scratch buffer."""
         view = self._view
-        padded = _pad(view, size, link)
+        length = padded(size, link)
+        if length > size:
+            view[size:length] = bytes(length - size)
         counter = keypair.reserve()
         train = self._train
-        offset = train.place(link, padded + TRANSPORT_OVERHEAD)
+        offset = train.place(link, length + TRANSPORT_OVERHEAD)
         body = offset + TRANSPORT_HEADER
         HEADER.pack_into(train.buffer, offset, MessageType.TRANSPORT, keypair.remote_index, counter)
         keypair.send.encrypt_into(
-            NONCE.pack(counter), view[:padded], None, train.view[body : offset + padded + TRANSPORT_OVERHEAD]
+            NONCE.pack(counter), view[:length], None, train.view[body : offset + length + TRANSPORT_OVERHEAD]
         )
 
 
@@ -266,6 +191,12 @@ class TransportOpener:
                 elif run.tried:
                     self._skip = max(run.tried, self._patience)
                     self._patience = min(2 * self._patience, PATIENCE)
+            if size <= SHORT:
+                last = last_of(views.plain, index, after)
+                if last > index:
+                    self._dropped["inbound-ack-superseded"] += last - index
+                    total += (last - index) * size
+                    index = last
             view[SIZE : SIZE + size] = views.plain[index]
             index += 1
             total += self._packet(link, size, arrived, inner)

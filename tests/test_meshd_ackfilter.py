@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossedge.meshd.ackfilter import LONGEST, LONGEST_SELECTIVE, replaces, selective
-from tests.data_pair import ALICE, pair, plain, tcp, udp
+from crossedge.meshd.checksum import ones_sum, pseudo_sum
+from crossedge.meshd.keypair import seal_transport
+from tests.data_pair import A6, ALICE, B6, keypairs, packets_of, pair, plain, tcp, udp
 
 SACK = b"\1\1\5\x0a" + bytes(8)
 STAMPS = b"\1\1\x08\x0a12345678"
 
 
 def ack(number: int, *, six: bool = False, **fields: Any) -> bytes:
-    addresses = {"source": "fd00::1", "destination": "fd00::2"} if six else {}
+    addresses = {"source": A6, "destination": B6} if six else {}
     packet = bytearray(tcp(b"", **addresses, **{"options": STAMPS, **fields}))
     at = 40 if six else 20
     packet[at + 8 : at + 12] = (number % (1 << 32)).to_bytes(4, "big")
@@ -137,3 +139,24 @@ def test_each_acknowledgement_with_blocks_has_a_datagram_of_its_own() -> None:
         several = other.datagrams()
         taker.take(*several[:lost], *several[lost + 1 :], source=ALICE)
         assert len(taker.packets()) == len(sent) - 1
+
+
+def whole(packet: bytes, error: int = 0) -> bytes:
+    """The same packet with a right TCP checksum, or one that is wrong by `error`."""
+    at = 40 if packet[0] >> 4 == 6 else 20
+    addresses = packet[8:40] if at == 40 else packet[12:20]
+    empty = packet[at : at + 16] + bytes(2) + packet[at + 18 :]
+    total = pseudo_sum(addresses, 6, len(empty)) + ones_sum(empty)
+    return packet[: at + 16] + ((-total + error) % 65535).to_bytes(2, "big") + packet[at + 18 :]
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_of_a_stock_peer_s_acknowledgements_the_last_right_one_is_written(six: bool) -> None:
+    sender, _ = keypairs()
+    _, bob = pair(stock=True, superframes=False)
+    numbers = [(1000, 0), (2000, 0), (3000, 0), (4000, 5), (5000, 0), (5000, 0), (6000, 0), (7000, 3)]
+    packets = [whole(ack(number, six=six), error) for number, error in numbers]
+    bob.take(*(seal_transport(sender, packet) for packet in packets), source=ALICE)
+    assert bob.packets() == packets_of(*(plain(packets[n]) for n in (2, 4, 6, 7)))
+    assert bob.dropped == {"inbound-ack-superseded": 4}
+    assert bob.link.received.datagrams == len(packets)

@@ -340,9 +340,9 @@ def test_a_super_packet_is_cut_and_sealed_as_each_packet_would_be(
         for size in (length, 2 * gso_size, length // 2 + 1)
     ]
     sent = []
-    for function in (TransportSealer._stream, one_by_one):
+    for function in (TransportSealer.super_packet, one_by_one):
         alice, _ = pair(stock=True, superframes=False, size=path)
-        with mock.patch.object(TransportSealer, "_stream", function):
+        with mock.patch.object(TransportSealer, "super_packet", function):
             alice.read(*frames)
         assert not alice.dropped
         sent.append((alice.datagrams(), alice.link.sent))
