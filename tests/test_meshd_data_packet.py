@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossedge.meshd.checksum import complete, ones_sum, transport_is_right
+from crossedge.meshd.checksum import complete, long_sum, ones_sum, quarter_sums, transport_is_right
 from crossedge.meshd.packet import (
     UNKNOWN,
     Layout,
@@ -189,6 +189,23 @@ def test_sums_are_those_of_rfc_1071(data: bytes) -> None:
 def test_sums_of_long_packets_too(size: int) -> None:
     for data in (random.Random(size).randbytes(size), b"\xff" * size, bytes(size - 1) + b"\1"):
         assert ones_sum(data) == checksum(data) % 65535
+
+
+@pytest.mark.parametrize("size", [0, 2, 8190, 8192, 8194, 61_000, 65_534])
+def test_one_sum_of_much_data_is_that_of_its_words(size: int) -> None:
+    for data in (random.Random(size).randbytes(size), b"\xff" * size, bytes(size)):
+        assert long_sum(data) % 65535 == ones_sum(data)
+
+
+@pytest.mark.parametrize("quarter", [0, 2, 330, 356, 2000])
+@pytest.mark.parametrize("rest", [1, 2, 7, 335, 336, 2013])
+def test_sums_of_pieces_in_four_parts_are_those_of_the_pieces(quarter: int, rest: int) -> None:
+    noise = random.Random(rest)
+    sizes = (quarter, quarter, quarter, rest)
+    for fill in (noise.randbytes, lambda size: b"\xff" * size, bytes):
+        parts = [fill(size) for _ in range(5) for size in sizes]
+        whole = [ones_sum(b"".join(parts[at : at + 4])) for at in range(0, len(parts), 4)]
+        assert quarter_sums(parts) == whole
 
 
 @settings(derandomize=True, max_examples=100, deadline=None)
