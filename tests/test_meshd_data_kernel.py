@@ -29,7 +29,7 @@ pytestmark = pytest.mark.namespaces
 NODE = Path(__file__).with_name("data_node.py")
 WIRE = {"a": ("10.9.0.1", "fd00:9::1"), "b": ("10.9.0.2", "fd00:9::2")}
 INSIDE = {"a": ("10.160.1.1", "fd00:1::1"), "b": ("10.160.2.1", "fd00:2::1")}
-HARMLESS = {"outbound-multicast", "outbound-source", "outbound-ack-superseded"}
+HARMLESS = {"outbound-multicast", "outbound-source", "outbound-ack-superseded", "inbound-ack-superseded"}
 """What a kernel says by itself on a new link, and acknowledgements for which later ones stand."""
 PREFIXES = {"a": ("10.160.1.0/24", "fd00:1::/64"), "b": ("10.160.2.0/24", "fd00:2::/64")}
 
