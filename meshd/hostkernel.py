@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable
 
 from crossedge.host.addresses import SCOPE_LINK, LinkAddress, add_address, delete_address, list_addresses
+from crossedge.host.device import attached_name
 from crossedge.host.links import Link, delete_link, get_link, set_link
 from crossedge.host.monitor import Event
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Interface, Netlink, NetlinkError
 from crossedge.host.routes import RT_TABLE_MAIN, Route, delete_route, list_routes, set_route
 from crossedge.host.rules import Rule, add_rule, delete_rule, list_rules
-from crossedge.host.tun import GSO_MAX_SIZE, Tun, attached_name, open_tun
+from crossedge.host.tun import GSO_MAX_SIZE, Tun, open_tun
 from crossedge.meshd import desired as plan
 from crossedge.meshd.desired import Desired, RouteKey
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from crossedge.host import descriptors
-from crossedge.host.tun import Tun, attached_name
+from crossedge.host.device import attached_name
+from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.config import MeshdConfig
 from crossedge.meshd.desired import MARK

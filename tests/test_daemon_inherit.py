@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from crossedge.host.tun import attached_name
+from crossedge.host.device import attached_name
 from crossedge.lab.demo_mesh import CONFIG, program
 from tests.daemon_fleet import Fleet, a_fleet, longest_gap
 from tests.underlays import FARM, HOME, two_regions
