@@ -41,6 +41,11 @@ class Tun:
     offloads: frozenset[str]
     """Which of `OFFLOADS` the kernel took: kinds of super-packets that are read and may be written."""
     vnet_header: int = field(default=VNET_HEADER)
+    sender: int = -1
+    """Where to write, if that is another descriptor: both are packet sockets of a veth pair then, and an
+    Ethernet header lies between virtio header and packet."""
+    mac: bytes = b""
+    """Address of the near end of such a pair."""
 
     def fileno(self) -> int:
         """Return the descriptor."""
