@@ -22,8 +22,9 @@ from crossedge.meshd.virtio import SIZE
 JOINED: Final = 3
 """Super-packets at most: as many records as there are buffers to open them into."""
 
-_TCP = Struct("!IIBBH").unpack_from  # sequence number, acknowledgement, header length, flags, window
-_TCP_AT: Final = SIZE + IPV4_HEADER + 4  # where these are in a frame
+# In a frame: type of service; TCP's ports, sequence number, acknowledgement, header length, flags, window.
+_HEADERS: Final = Struct(f"!{SIZE + 1}xB{IPV4_HEADER - 2}x4sIIBBH").unpack_from
+_OFFSET_AT: Final = SIZE + IPV4_HEADER + 12
 _OPTIONS_AT: Final = SIZE + IPV4_HEADER + 20
 _FLAGS_AT: Final = IPV4_HEADER + TCP_FLAGS  # in a packet
 _CHECKSUM: Final = slice(IPV4_HEADER + TCP_CHECKSUM, IPV4_HEADER + TCP_CHECKSUM + 2)
@@ -48,12 +49,12 @@ class Joiner:
     def take(self, frame: memoryview, packed: bytes, gso_size: int, key: object) -> None:
         """Take a valid TCP super-packet over IPv4 without options, and its virtio header as it is written.
 
-        `key` says what else of the headers must be alike: addresses and the like, and the segment size.
+        `key` is what else must be alike: link, segment size, addresses and the like.
         """
-        sequence, acknowledged, offset, flags, window = _TCP(frame, _TCP_AT)
+        service, ports, sequence, acknowledged, offset, flags, window = _HEADERS(frame)
         header = SIZE + IPV4_HEADER + (offset >> 4) * 4
         payload = len(frame) - header
-        head = acknowledged, offset, window, frame[_OPTIONS_AT:header], key
+        head = service, ports, acknowledged, offset, window, frame[_OPTIONS_AT:header], key
         frames = self.frames
         if frames:
             if sequence == self._next and flags & ~PSH == ACK and head == self._head:
@@ -67,7 +68,7 @@ class Joiner:
         if flags != ACK or payload % gso_size or not frame[SIZE + 6] & (DONT_FRAGMENT >> 8):
             self._sink.put(frame, packed)
             return
-        frames.append(frame)
+        self.frames = [frame]
         self._size = len(frame) - SIZE
         self._next = (sequence + payload) & 0xFFFFFFFF
         self._head = head
@@ -83,7 +84,7 @@ class Joiner:
 
     def _write(self, frames: list[memoryview]) -> None:
         first, size = frames[0], self._size
-        header = SIZE + IPV4_HEADER + (first[_OPTIONS_AT - 8] >> 4) * 4
+        header = SIZE + IPV4_HEADER + (first[_OFFSET_AT] >> 4) * 4
         before = bytes(first[:header])
         packet = first[SIZE:]
         # The partial checksum has the length in it, and it is the real one that counts, also beyond 64 KiB.
