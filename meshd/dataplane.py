@@ -20,7 +20,7 @@ from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.outbound import Outbound
 from crossedge.meshd.policy import Policy
-from crossedge.meshd.sink import Sink, Write
+from crossedge.meshd.sink import Join, Sink, Write
 from crossedge.meshd.train import Transmit
 from crossedge.meshd.virtio import ALL_OFFLOADS, Offloads
 from crossedge.wire.endpoint import Endpoint
@@ -76,8 +76,6 @@ class DataPlane:
         self._inbound = Inbound(
             self._delivery, indices, link_of, control, inner, moved, report, written, self.dropped
         )
-        self.write_to = self._sink.write_to
-        """Write frames to another TUN from now on: `write_to(write)`."""
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take
@@ -102,6 +100,11 @@ class DataPlane:
         """End a row of those: `end_wholes(now)`."""
         self.expire = self._inbound.expire
         """Forget chunks that have waited too long: `expire(now)`. New chunks do that too."""
+
+    def write_to(self, write: Write, join: Join, offloads: Offloads) -> None:
+        """Write frames to another TUN from now on, and super-packets beyond 64 KiB by `join(parts)`."""
+        self._sink.write_to(write, join, offloads)
+        self._delivery.forget()
 
     @property
     def offloads(self) -> Offloads:

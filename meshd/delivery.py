@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, TypeAlias
 
+from crossedge.meshd.bigtcp import Joiner
 from crossedge.meshd.coalesce import Coalescer
 from crossedge.meshd.flow import (
     FLOWS_KEPT,
@@ -36,7 +37,7 @@ from crossedge.meshd.packet import (
 from crossedge.meshd.policy import Policy
 from crossedge.meshd.segment import mend
 from crossedge.meshd.sink import Sink
-from crossedge.meshd.virtio import GSO_NONE, SIZE, Header
+from crossedge.meshd.virtio import GSO_NONE, GSO_TCPV4, SIZE, Header
 from crossedge.wire.errors import WireError
 
 Key: TypeAlias = tuple[Link, int, int, bool, tuple[Any, ...]]
@@ -46,29 +47,42 @@ Key: TypeAlias = tuple[Link, int, int, bool, tuple[Any, ...]]
 class Delivery:
     """Takes packets of a link, with room for a virtio header in front, and hands good ones to the sink."""
 
-    __slots__ = ("_dropped", "_flows", "_last", "_last_flow", "_mtu", "_policy", "_sink", "coalescer")
+    __slots__ = (
+        "_dropped",
+        "_flows",
+        "_last",
+        "_last_flow",
+        "_mtu",
+        "_policy",
+        "_sink",
+        "coalescer",
+        "joiner",
+    )
 
     def __init__(self, sink: Sink, policy: Policy, mtu: int, dropped: Counter[str]) -> None:
         """`mtu` bounds a segment of a super-packet with its headers, in bytes."""
         self._sink = sink
         self.coalescer = Coalescer(sink)
         """What joins plain packets; runs of transport data grow what was begun here."""
+        self.joiner = Joiner(sink)
+        """What joins super-packets of bulk. While something waits in it nothing does in the coalescer."""
         self._policy = policy
         self._mtu = mtu
         self._dropped = dropped
         self._flows: dict[Key, InFlow] = {}
         self._last: Key | None = None  # of the packet that `_same` saw last, and what is known of its flow
         self._last_flow: InFlow | None = None
-        policy.watch(self._forget)
+        policy.watch(self.forget)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Judge every flow afresh: the policy, or the device, is another one."""
         self._flows.clear()
         self._last = None
 
     @property
     def joined(self) -> int:
         """How many packets were written inside of super-packets that were made here."""
-        return self.coalescer.joined
+        return self.coalescer.joined + self.joiner.joined
 
     def follows(self, link: Link, packet: memoryview) -> bool:
         """Take a packet with a whole checksum if it plainly continues the last one (`Coalescer.extend`)."""
@@ -78,6 +92,8 @@ class Delivery:
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
     ) -> None:
         """Take a whole packet or super-packet at `frame[SIZE:]`, which others may follow."""
+        if self.joiner.frames:
+            self.joiner.flush()
         flow = self._judge(link, frame, gso_type, gso_size, needs_checksum)
         if flow is None:
             return
@@ -92,8 +108,11 @@ class Delivery:
             self._sink.write(frame, flow.virtio, flow.layout)
 
     def bulk(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
-        """Do what `frame` does, with few steps where a super-packet is of the same flow as the last one."""
-        if not self._same(link, frame, gso_type, gso_size, needs_checksum):
+        """Do what `frame` does, with few steps where a super-packet is of the same flow as the last one.
+
+        Its memory must not change until `flush`, as long as `joiner.frames` has it.
+        """
+        if not self._same(link, frame, gso_type, gso_size, needs_checksum, self._sink.offloads.big_tcp):
             self.frame(link, frame, gso_type, gso_size, needs_checksum)
 
     def lone(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
@@ -109,9 +128,18 @@ class Delivery:
             self._sink.write(frame, flow.virtio, flow.layout)
 
     def _same(
-        self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
+        self,
+        link: Link,
+        frame: memoryview,
+        gso_type: int,
+        gso_size: int,
+        needs_checksum: bool,
+        big: bool = False,
     ) -> bool:
-        """Write a packet that nothing joins, if it is of the same flow as the one before or a known one."""
+        """Write a packet that the coalescer has no use for, if its flow is the one before's or another known.
+
+        `big`: others may be joined to it.
+        """
         size = len(frame)
         if size < LEAST6:
             return False
@@ -131,6 +159,11 @@ class Delivery:
             return False
         if self.coalescer.growing:
             self.coalescer.flush()
+        if big and gso_type == GSO_TCPV4:
+            self.joiner.take(frame, flow.packed, gso_size, key)
+            return True
+        if self.joiner.frames:
+            self.joiner.flush()
         self._sink.put(frame, flow.packed)
         return True
 
@@ -163,11 +196,13 @@ class Delivery:
         except WireError as error:
             self._dropped[error.reason] += 1
             return
-        self.coalescer.flush()
+        self.flush()
         self._sink.write(frame, virtio, layout)
 
     def flush(self) -> None:
         """Write what was kept to be joined."""
+        if self.joiner.frames:
+            self.joiner.flush()
         self.coalescer.flush()
 
     def _judge(

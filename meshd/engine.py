@@ -90,7 +90,7 @@ class Engine:
             indices=mesh.device.indices,
             link_of=lambda session: session.owner.link,
             transmit=self.udp.transmit,
-            write=lambda _: None,  # until there is a TUN, which is before anything is read
+            write=lambda _: None,  # until there is a shell for the TUN, which is before anything is read
             control=self._control,
             inner=self._inner,
             wanted=self._wanted,
@@ -192,8 +192,10 @@ class Engine:
             clock=boottime,
             lost=self._tun_lost,
             vnet_header=tun.vnet_header > 0,
+            sender=tun.sender,
+            mac=tun.mac,
         )
-        self.plane.write_to(shell.write)
+        self.plane.write_to(shell.write, shell.join, Offloads.named(tun.offloads))
         return shell
 
     def _tun_lost(self, error: OSError) -> None:  # the host's state hears of it by itself and opens another

@@ -17,6 +17,7 @@ from typing import Final
 
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
+    CLAIMED,
     IPV4_HEADER,
     IPV6_HEADER,
     PLAIN_IPV4,
@@ -27,7 +28,9 @@ from crossedge.meshd.packet import (
     UNKNOWN,
     Layout,
     checksum_place,
+    claimed_length,
     dissect,
+    outline,
     transport_header,
 )
 from crossedge.meshd.sink import LARGEST_PACKET
@@ -65,11 +68,16 @@ LEAST4: Final = SIZE + IPV4_HEADER + TCP_READ  # a frame's length for any of the
 LEAST6: Final = SIZE + IPV6_HEADER + TCP_READ
 
 
-def claimed_frame(buffer: bytearray) -> int:
-    """Return how long a frame whose key was found is by its IP header, in bytes."""
+def as_claimed(buffer: bytearray, length: int) -> bool:
+    """Tell whether a frame whose key was found is as long as its IP header says, `length` bytes.
+
+    A super-packet over IPv4 that is longer than the header can say states nothing.
+    """
+    if length > SIZE + CLAIMED:
+        return buffer[SIZE] == PLAIN_IPV4 and not buffer[SIZE + 2] and not buffer[SIZE + 3]
     if buffer[SIZE] == PLAIN_IPV4:
-        return SIZE + (buffer[SIZE + 2] << 8 | buffer[SIZE + 3])
-    return SIZE + IPV6_HEADER + (buffer[SIZE + 4] << 8 | buffer[SIZE + 5])
+        return length == SIZE + (buffer[SIZE + 2] << 8 | buffer[SIZE + 3])
+    return length == SIZE + IPV6_HEADER + (buffer[SIZE + 4] << 8 | buffer[SIZE + 5])
 
 
 @dataclass(slots=True)
@@ -96,7 +104,9 @@ class SuperKind:
         if not flags & NEEDS_CHECKSUM:
             raise WireError("gso-checksum")
         packet = frame[SIZE:]
-        layout = dissect(packet)
+        layout = outline(packet)
+        if claimed_length(packet) != (len(packet) if len(packet) <= CLAIMED or layout.version == 6 else 0):
+            raise WireError("inner-length")
         header = transport_header(packet, layout)
         if (
             GSO_PROTOCOLS.get((gso_type, layout.version)) != layout.protocol
@@ -181,7 +191,8 @@ def in_flow(frame: memoryview, layout: Layout, virtio: Header, offloads: Offload
         if virtio.gso_type == GSO_UDP_L4:
             longest = SIZE + header + UDP_SEGMENTS * virtio.gso_size
             takes = takes and len(frame) <= longest
-    return InFlow(shortest, longest, layout, virtio, virtio.pack() if takes else b"")
+    packed = virtio.pack(offloads.link_header) if takes else b""
+    return InFlow(shortest, longest, layout, virtio, packed)
 
 
 def may_recall(packet: memoryview, layout: Layout) -> bool:

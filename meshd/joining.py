@@ -22,6 +22,7 @@ from crossedge.meshd.packet import (
     UDP_HEADER,
 )
 from crossedge.meshd.segment import UDP_LENGTH, renew_header_checksum, set_length
+from crossedge.meshd.superframe import PADDING_MOST
 from crossedge.meshd.virtio import GSO_NONE, GSO_UDP_L4, HEADER, NEEDS_CHECKSUM, SIZE, UDP_SEGMENTS
 
 LONGEST_RUN: Final = 61_440  # bytes of payload: as one train, headers and all
@@ -39,7 +40,7 @@ class UdpRun:
     __slots__ = ("_header", "_length", "_same", "_unpack", "_used", "buffer", "count", "view")
 
     def __init__(self) -> None:
-        self.buffer = bytearray(SIZE + IPV6_HEADER + UDP_HEADER + LONGEST_RUN + UDP_SEGMENTS)
+        self.buffer = bytearray(SIZE + IPV6_HEADER + UDP_HEADER + LONGEST_RUN + PADDING_MOST)
         """The super-packet's frame: virtio header, packet headers, payload. Its user may overwrite it."""
         self.view = memoryview(self.buffer)
         self.count = 0

@@ -11,11 +11,12 @@ what opened is joined by copying. A counter is checked before and committed afte
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 
+from crossedge.meshd.bigtcp import JOINED
 from crossedge.meshd.constants import TAG_SIZE
 from crossedge.meshd.delivery import Delivery
 from crossedge.meshd.keypair import Aead, Keypair
@@ -58,7 +59,7 @@ class _Shape(NamedTuple):
 class Opener:
     """Opens what belongs to one keypair at a time, and hands it on."""
 
-    __slots__ = ("_delivery", "_dropped", "_plain", "_reassembly", "_view")
+    __slots__ = ("_delivery", "_dropped", "_plain", "_reassembly", "_spare", "_view")
 
     def __init__(self, delivery: Delivery, reassembly: Reassembly, dropped: Counter[str]) -> None:
         self._delivery = delivery
@@ -66,6 +67,7 @@ class Opener:
         self._dropped = dropped
         self._plain = bytearray(BASE + 2 * LARGEST_PACKET)
         self._view = memoryview(self._plain)
+        self._spare = deque(bytearray(len(self._plain)) for _ in range(JOINED - 1))
 
     def open(
         self,
@@ -132,6 +134,10 @@ class Opener:
 
         False where it does not open: `open` deals with it, nothing is done. Afterwards `Delivery.flush`.
         """
+        if self._delivery.joiner.frames:  # the last of them is in this buffer
+            self._spare.append(self._plain)
+            self._plain = self._spare.popleft()
+            self._view = memoryview(self._plain)
         aead, replay, view = keypair.chunks_receive, keypair.chunk_replay, self._view
         stop = BASE + len(sealed) - TAG_SIZE
         if aead is None or stop > len(view) or (counter <= replay.newest and not replay.check(counter)):

@@ -28,15 +28,15 @@ from crossedge.meshd.flow import (
     OUT6_TCP,
     OutFlow,
     SuperKind,
-    claimed_frame,
+    as_claimed,
     out_flow,
     usual_place,
 )
-from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.joining import UdpRun
 from crossedge.meshd.keypair import CounterExhaustedError
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
+    CLAIMED,
     IPV4_HEADER,
     IPV6_HEADER,
     PLAIN_IPV4,
@@ -54,6 +54,7 @@ from crossedge.meshd.superframe import (
     FRAME,
     FRAME_SIZE,
     LAST_PIECE,
+    PADDING_MOST,
     PARTIAL_CHECKSUM,
     POSITIONS,
 )
@@ -71,6 +72,7 @@ from crossedge.meshd.virtio import (
 )
 from crossedge.wire.errors import WireError
 
+LARGEST_FRAME: Final = 196_608  # bytes: what a device gives out that has super-packets beyond 64 KiB
 START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
 
 
@@ -118,7 +120,7 @@ class Outbound:
         self._staging = staging = Staging(transmit, dropped)
         self._frames, self._packets, self._stages = staging.frames, staging.packets, staging.stages
         self._wants: set[Link] = set()
-        self.buffer = bytearray(SIZE + LARGEST_PACKET + RECORD_DATAGRAMS)
+        self.buffer = bytearray(SIZE + LARGEST_FRAME + PADDING_MOST)
         """The TUN is read into this; `take` overwrites it."""
         self.view = memoryview(self.buffer)
         self._split = memoryview(bytearray(LARGEST_PACKET))
@@ -147,7 +149,7 @@ class Outbound:
         else:
             key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
         flow = self._flows.get(key)
-        if flow is None or length < flow.least or (flow.kind is not None and claimed_frame(buffer) != length):
+        if flow is None or length < flow.least or (flow.kind is not None and not as_claimed(buffer, length)):
             self._take_afresh(key, length, now)
             return
         link = flow.link
@@ -395,18 +397,21 @@ class Outbound:
         self,
         link: Link,
         stage: Stage,
-        buffer: bytearray,
+        buffer: bytearray | memoryview,
         view: memoryview,
         length: int,
         kind: SuperKind,
         now: float,
     ) -> None:
         """Send the super-packet in the first `length` bytes of a buffer, of which `view` is the view."""
+        if kind.measures is not link.growth.measures:
+            self._measure(link, kind)
+        if length > SIZE + CLAIMED:
+            self._parts(link, stage, view, length, kind, now)
+            return
         if not stage.superframes:
             self._as_transport(link, stage, view[SIZE:length], kind, now)
             return
-        if kind.measures is not link.growth.measures:
-            self._measure(link, kind)
         payload = length - SIZE - kind.header
         stride = kind.stride
         if not stride or payload > POSITIONS * stride:
@@ -425,7 +430,7 @@ class Outbound:
             head = FRAME_SIZE + kind.header
             self._frames.pieces(link, stage.keypair, buffer, START, length, head, stride)
         elif payload > kind.most:
-            self._records(link, stage, buffer, view, length, kind)
+            self._parts(link, stage, view, length, kind, now)
         else:
             FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
             self._frames.whole(link, stage.keypair, view, START, length)
@@ -441,29 +446,32 @@ class Outbound:
         room = self._frames.record_room(link) if link.growth.datagrams > 1 else 0
         kind.most = max(0, (room - head) // gso_size * gso_size)
 
-    def _records(
-        self, link: Link, stage: Stage, buffer: bytearray, view: memoryview, length: int, kind: SuperKind
+    def _parts(
+        self, link: Link, stage: Stage, view: memoryview, length: int, kind: SuperKind, now: float
     ) -> None:
-        """Send a super-packet that no one record has room for as several super-packets, made in place.
+        """Send a super-packet that is too long for one record, or for IP, as several, made in place.
 
-        The headers of each are written over the end of the one before, which is sealed already.
+        All but the last are as long as can be, so that their datagrams are equally long. The headers of each
+        are written over the end of the one before, which has left already.
         """
         header, gso_size = kind.header, kind.gso_size
         payload = length - SIZE - header
-        parts = -(-payload // kind.most)
-        step = -(-payload // parts // gso_size) * gso_size
-        template = bytes(view[SIZE : SIZE + header])
+        step = kind.most or (CLAIMED - header) // gso_size * gso_size
+        template = bytearray(view[SIZE : SIZE + header])
+        if length > SIZE + CLAIMED:  # the partial checksum has another length in it than the header says: 0
+            place = kind.layout.transport + TCP_CHECKSUM
+            partial = int.from_bytes(template[place : place + 2], "big") - (length - SIZE)
+            template[place : place + 2] = (partial % 65535).to_bytes(2, "big")
         for before in range(0, payload, step):
             after = min(before + step, payload)
-            start, end = START + before, SIZE + header + after
-            behind = buffer[end : end + RECORD_DATAGRAMS]
-            part = view[SIZE + before : end]
-            part[:header] = template
-            mend(part, kind.layout, before, gso_size, after == payload)
-            flags, size = PARTIAL_CHECKSUM | LAST_PIECE, end - start - FRAME_SIZE
-            FRAME.pack_into(buffer, start, flags, kind.gso_type, gso_size, size)
-            self._frames.whole(link, stage.keypair, view, start, end)
-            buffer[end : end + RECORD_DATAGRAMS] = behind
+            end = SIZE + header + after
+            behind = bytes(view[end : end + PADDING_MOST])
+            packet = view[SIZE + before : end]
+            packet[:header] = template
+            mend(packet, kind.layout, before, gso_size, after == payload)
+            part = view[before : end + PADDING_MOST]
+            self._super_packet(link, stage, part, part, end - before, kind, now)
+            view[end : end + PADDING_MOST] = behind
 
     def _as_transport(
         self, link: Link, stage: Stage, packet: memoryview, kind: SuperKind, now: float

@@ -31,6 +31,8 @@ TCP_HEADER: Final = 20  # without options (RFC 9293)
 UDP_HEADER: Final = 8  # RFC 768
 PLAIN_IPV4: Final = 0x45  # first byte of a packet without options
 
+CLAIMED: Final = 65_535  # bytes of the longest packet whose IP header states its length
+
 MORE_FRAGMENTS: Final = 0x2000
 DONT_FRAGMENT: Final = 0x4000
 FRAGMENT_OFFSET: Final = 0x1FFF

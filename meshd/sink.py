@@ -11,7 +11,6 @@ from crossedge.meshd.segment import split
 from crossedge.meshd.virtio import (
     GSO_NONE,
     GSO_UDP_L4,
-    HEADER,
     NEEDS_CHECKSUM,
     PLAIN,
     SIZE,
@@ -25,15 +24,19 @@ LARGEST_PACKET: Final = 65_575  # an IPv6 packet without jumbo payload
 Write = Callable[[memoryview], None]
 """Take one frame (virtio header and packet) for the TUN. The memory is the caller's again afterwards."""
 
+Join = Callable[[list[memoryview]], bool]
+"""The same for a frame in parts; False where the kernel has no memory for all of it at once."""
+
 
 class Sink:
     """The TUN's mouth. Does in software what the device cannot."""
 
-    __slots__ = ("_scratch", "_view", "_write", "offloads", "packets", "size")
+    __slots__ = ("_join", "_scratch", "_view", "_write", "offloads", "packets", "size")
 
     def __init__(self, write: Write, offloads: Offloads) -> None:
         self.offloads = offloads
         self._write = write
+        self._join: Join = lambda _: False
         self._scratch = bytearray(SIZE + LARGEST_PACKET)
         self._view = memoryview(self._scratch)
         self.packets = 0
@@ -41,9 +44,9 @@ class Sink:
         self.size = 0
         """Bytes of packets written."""
 
-    def write_to(self, write: Write) -> None:
-        """Give frames to another `write` from now on."""
-        self._write = write
+    def write_to(self, write: Write, join: Join, offloads: Offloads) -> None:
+        """Give frames to another device from now on."""
+        self._write, self._join, self.offloads = write, join, offloads
 
     def write(self, frame: memoryview, header: Header, layout: Layout) -> None:
         """Write a packet that begins at `frame[SIZE]`; its virtio header is put in front of it."""
@@ -58,6 +61,14 @@ class Sink:
         self.packets += 1
         self.size += len(frame) - SIZE
         self._write(frame)
+
+    def put_joined(self, parts: list[memoryview], size: int) -> bool:
+        """Write a packet of `size` bytes in parts, the first behind a virtio header; False: not done."""
+        if not self._join(parts):
+            return False
+        self.packets += 1
+        self.size += size
+        return True
 
     def _takes(self, header: Header, size: int) -> bool:
         if header.gso_type not in self.offloads.gso:
@@ -77,7 +88,7 @@ class Sink:
             complete(frame[SIZE:], start, start + header.checksum_offset, udp=layout.protocol == UDP)
             frame[:SIZE] = PLAIN
         else:
-            HEADER.pack_into(frame, 0, *header)
+            frame[:SIZE] = header.pack(self.offloads.link_header)
         self.packets += 1
         self.size += len(frame) - SIZE
         self._write(frame)

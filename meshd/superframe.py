@@ -67,6 +67,7 @@ FRAME_FLAGS: Final = PARTIAL_CHECKSUM | LAST_PIECE
 POSITIONS: Final = 256  # pieces of one super-packet
 INDICES: Final = bytes(range(RECORD_DATAGRAMS))
 PADDING_SHARE: Final = 8  # a record is padded by up to an eighth of its length to stay in its train
+PADDING_MOST: Final = 65_536 // PADDING_SHARE  # bytes
 
 
 def nonce(counter: int, count: int, position: int = 0) -> bytes:
@@ -226,7 +227,14 @@ class SuperframeSealer:
             transmit(endpoint, parts, size)
 
     def pieces(
-        self, link: Link, keypair: Keypair, buffer: bytearray, start: int, end: int, head: int, stride: int
+        self,
+        link: Link,
+        keypair: Keypair,
+        buffer: bytearray | memoryview,
+        start: int,
+        end: int,
+        head: int,
+        stride: int,
     ) -> None:
         """Seal a super-packet's frame, `buffer[start:end]`, as pieces, overwriting it.
 
@@ -286,7 +294,8 @@ class SuperframeSealer:
     def whole(self, link: Link, keypair: Keypair, view: memoryview, start: int, end: int) -> None:
         """Seal the frames `view[start:end]`, no more than `record_room`, as one record.
 
-        Up to `RECORD_DATAGRAMS` bytes behind them are overwritten.
+        Up to `PADDING_MOST` bytes behind them are overwritten. Datagrams are as long as they can be where
+        that takes little padding: receivers foresee the length of the next.
         """
         aead = keypair.chunks_send
         if aead is None:
@@ -309,7 +318,9 @@ class SuperframeSealer:
     def _form(self, length: int, room: int) -> _Form:
         """Work out how a record of `length` bytes is spread where a datagram has room for so many."""
         count = -(-(length + TAG_SIZE) // (room + TAG_SIZE))
-        size = -(-(length + TAG_SIZE) // count)
+        size = room + TAG_SIZE
+        if (count * size - TAG_SIZE - length) * PADDING_SHARE > length:
+            size = -(-(length + TAG_SIZE) // count)
         parts: Parts = []
         for index in range(count):
             parts += (self._headers.views[index], self._view[index * size : index * size + size])

@@ -1,5 +1,8 @@
 """The shell around the TUN device: reads frames into the data path's buffer, writes frames, counts
 refusals.
+
+Where the device is a veth pair, frames are read from one packet socket at its far end and written to another.
+An Ethernet header lies between virtio header and packet there; it is put aside and put on here.
 """
 
 from __future__ import annotations
@@ -9,15 +12,21 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable
+from struct import Struct
 from typing import Final
 
-from crossedge.meshd.virtio import PLAIN, SIZE
+from crossedge.meshd.virtio import ETHERNET, NEEDS_CHECKSUM, PLAIN, SIZE
 
 DRAIN_FRAMES: Final = 64  # read in one wake-up
 DRAIN_BYTES: Final = 512 * 1024
 LOOKS_SKIPPED: Final = 16  # at most, where looks have found nothing
 ALONE: Final = 0.001  # seconds without frames after which the next is not kept to leave with others
 GONE: Final = frozenset({errno.EBADF, errno.EBADFD, errno.ENODEV})
+NO_MEMORY: Final = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE})  # for so much at once
+OUR_MAC: Final = bytes.fromhex("02ce5e000000")  # whence what is written comes: nobody answers it
+_TYPES: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}  # Ethernet's, by IP version
+_CHECKSUM_START: Final = 6  # in the virtio header
+_WORD = Struct("=H")
 
 
 class TunShell:
@@ -35,6 +44,8 @@ class TunShell:
         clock: Callable[[], float],
         lost: Callable[[OSError], None],
         vnet_header: bool = True,
+        sender: int = -1,
+        mac: bytes = b"",
     ) -> None:
         """Take a non-blocking descriptor; it stays the caller's to close, after `stop`.
 
@@ -42,14 +53,22 @@ class TunShell:
         - `lone(length, now)` takes the first after a while without, if it can leave at once, without a drain;
           `after()`: it did;
         - `lost(error)`: the device is gone, reading has stopped;
-        - `vnet_header`: whether frames have a virtio header; where not, one is put on and taken off here.
+        - `vnet_header`: whether frames have a virtio header; where not, one is put on and taken off here;
+        - `sender`: where to write, if that is another descriptor: both are packet sockets of a veth pair
+          then, and `mac` is the address of its near end.
         """
         self.dropped: Counter[str] = Counter()
         self._descriptor = descriptor
         self._buffer = buffer
         self._view = memoryview(buffer)
         self._skip = 0 if vnet_header else SIZE
-        self._target = [self._view[0 if vnet_header else SIZE :]]
+        self._target: list[memoryview | bytearray] = [self._view[0 if vnet_header else SIZE :]]
+        self._sender = sender
+        self._links = {version: mac + OUR_MAC + kind for version, kind in _TYPES.items()}
+        self.write: Callable[[memoryview], None] = self._write if sender < 0 else self._write_behind_link
+        """Write one frame, virtio header first; a refusal is counted."""
+        if sender >= 0:
+            self._target = [self._view[:SIZE], bytearray(ETHERNET), self._view[SIZE:]]
         self._lone = lone
         self._after = after
         self._outbound = outbound
@@ -83,12 +102,31 @@ class TunShell:
         else:
             self._loop.add_reader(self._descriptor, self._readable)
 
-    def write(self, frame: memoryview) -> None:
-        """Write one frame, virtio header first; a refusal is counted."""
+    def _write(self, frame: memoryview) -> None:
         try:
             os.write(self._descriptor, frame[self._skip :] if self._skip else frame)
         except OSError as error:
             self.dropped[f"tun-write-{_name(error)}"] += 1
+
+    def _write_behind_link(self, frame: memoryview) -> None:
+        try:
+            os.writev(self._sender, (frame[:SIZE], self._links[frame[SIZE] >> 4], frame[SIZE:]))
+        except OSError as error:
+            self.dropped[f"tun-write-{_name(error)}"] += 1
+
+    def join(self, parts: list[memoryview]) -> bool:
+        """Write one frame that is in parts to a veth pair; a refusal is counted.
+
+        Returns whether that is done: False where the kernel has no memory for so much at once.
+        """
+        first = parts[0]
+        try:
+            os.writev(self._sender, (first[:SIZE], self._links[first[SIZE] >> 4], first[SIZE:], *parts[1:]))
+        except OSError as error:
+            if error.errno in NO_MEMORY:
+                return False
+            self.dropped[f"tun-write-{_name(error)}"] += 1
+        return True
 
     def look(self) -> None:
         """Read what waits: what was written just now may have been answered at once.
@@ -124,6 +162,11 @@ class TunShell:
                     self.stop()
                     self._lost(error)
                 break
+            if self._sender >= 0:
+                size -= ETHERNET
+                if self._buffer[0] & NEEDS_CHECKSUM:
+                    (start,) = _WORD.unpack_from(self._buffer, _CHECKSUM_START)
+                    _WORD.pack_into(self._buffer, _CHECKSUM_START, start - ETHERNET)
             self._read_at = now
             if alone and self._lone(size + skip, now):
                 self._after()

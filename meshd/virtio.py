@@ -9,6 +9,9 @@ in the host's byte order (virtio 1.2, 5.1.6, legacy layout). It asks the kernel 
 a checksum, cut a super-packet into segments. What a peer sent is never copied into it: `Header.for_packet`
 makes it from the parsed packet and refuses what does not fit. The kernel itself would take more, for example
 UDP fragmentation, TCP segmentation of a UDP packet and a checksum that is written over the ports.
+
+In the packet sockets of a veth pair the header counts from the Ethernet header on, which lies between it and
+the packet.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from crossedge.wire.errors import WireError
 
 HEADER: Final = Struct("=BBHHHH")
 SIZE: Final = HEADER.size
+ETHERNET: Final = 14  # bytes of an Ethernet header
 PLAIN: Final = bytes(SIZE)  # the header of a packet that wants nothing
 
 NEEDS_CHECKSUM: Final = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -59,10 +63,18 @@ class Offloads(NamedTuple):
     """It finishes partial checksums."""
     gso: frozenset[int] = GSO_TYPES
     """Types of super-packets that it cuts."""
+    big_tcp: bool = False
+    """It is a veth pair: TCP super-packets over IPv4 may be longer than 64 KiB, and offsets count from an
+    Ethernet header on."""
+
+    @property
+    def link_header(self) -> int:
+        """Bytes in front of a packet from which the virtio header's offsets count."""
+        return ETHERNET if self.big_tcp else 0
 
     @classmethod
     def named(cls, names: Iterable[str]) -> Offloads:
-        """Return the offloads behind the names `csum`, `tso4`, `tso6`, `uso4` and `uso6`.
+        """Return the offloads behind the names `csum`, `tso4`, `tso6`, `uso4`, `uso6` and `big_tcp`.
 
         Without checksums there is no segmentation, and UDP wants both families (as in the kernel).
         """
@@ -74,7 +86,7 @@ class Offloads(NamedTuple):
             gso.add(GSO_TCPV6)
         if {"uso4", "uso6"} <= has:
             gso.add(GSO_UDP_L4)
-        return cls(checksum=True, gso=frozenset(gso))
+        return cls(checksum=True, gso=frozenset(gso), big_tcp="big_tcp" in has)
 
 
 ALL_OFFLOADS: Final = Offloads()
@@ -90,9 +102,12 @@ class Header(NamedTuple):
     checksum_start: int
     checksum_offset: int
 
-    def pack(self) -> bytes:
-        """Return the 10 bytes."""
-        return HEADER.pack(*self)
+    def pack(self, before: int = 0) -> bytes:
+        """Return the 10 bytes; offsets count from so many bytes in front of the packet."""
+        if not before or not self.flags:
+            return HEADER.pack(*self)
+        flags, gso_type, length, gso_size, start, offset = self
+        return HEADER.pack(flags, gso_type, length and length + before, gso_size, start + before, offset)
 
     @classmethod
     def for_packet(
