@@ -83,13 +83,21 @@ def _stem(name: str) -> str:
 
 
 def is_ours(netlink: Netlink, link: Link) -> bool:
-    """Tell whether a link is the near end of a pair of ours, whole or not."""
-    if link.kind != "veth":
-        return False
-    if link.mac == NEAR_MAC.hex(":"):
+    """Tell whether a link is the near end of a pair of ours, whole or not: by its address, or the other's."""
+    if is_near_end(link):
         return True
-    other = get_link(netlink, link.peer) if link.namespace < 0 else None
-    return other is not None and other.mac == FAR_MAC.hex(":")
+    other = get_link(netlink, link.peer) if link.kind == "veth" and link.namespace < 0 else None
+    return other is not None and is_far_end(other)
+
+
+def is_near_end(link: Link) -> bool:
+    """Tell by its address whether a link is a near end of our making."""
+    return link.kind == "veth" and link.mac == NEAR_MAC.hex(":")
+
+
+def is_far_end(link: Link) -> bool:
+    """Tell by its address whether a link is a far end of our making."""
+    return link.kind == "veth" and link.mac == FAR_MAC.hex(":")
 
 
 def find_pair(netlink: Netlink, link: int | str) -> Pair | None:
@@ -164,6 +172,8 @@ def open_pair(name: str, descriptor: int | None, *, mtu: int) -> Tun:
             delete_link(batch, name)
             set_link(batch, pair.near.index, rename=name)
             netlink.run(batch)
+        if pair_name(reader) != name:
+            raise OSError(errno.EOPNOTSUPP, "this kernel does not tell what a packet socket reads from")
         undo.pop_all()
     return Tun(reader, name, frozenset({*OFFLOADS, BIG_TCP}), VNET_HEADER, writer, NEAR_MAC, holder)
 
@@ -181,7 +191,7 @@ def _sweep(netlink: Netlink, name: str, *, held: bool = False) -> bool:
     """Delete the near end of that name and the far end of its name; with one goes the other."""
     found = False
     far = get_link(netlink, far_name(name))
-    if far is not None and far.kind == "veth" and far.mac == FAR_MAC.hex(":"):
+    if far is not None and is_far_end(far):
         if not held:
             _let_go(netlink, far, name)
         _delete_by(netlink, far.index)
@@ -320,6 +330,14 @@ def leave_offloads(name: str) -> bool:
         if left := _wrong(name):
             raise OSError(errno.EOPNOTSUPP, f"the kernel has {', '.join(sorted(left))} otherwise on {name}")
     return bool(wrong)
+
+
+def leaves_offloads(name: str) -> bool:
+    """Tell whether the near end does as `leave_offloads` has it; False also where it cannot be asked."""
+    try:
+        return not _wrong(name)
+    except OSError:
+        return False
 
 
 def _wrong(name: str) -> dict[str, bool]:

@@ -203,7 +203,7 @@ class Daemon:
         stack.callback(monitor.close)
         self._engine.start(loop)
         monitor.start(loop)
-        inherited.finish(sockets, tun)
+        inherited.finish(sockets, self._host.tun)
         stack.push_async_callback(self._end_tasks)
         for server in self._identity.bundle.rendezvous:
             tell = partial(self._found, server.public_key)
