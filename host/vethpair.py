@@ -49,8 +49,8 @@ STEM = 11
 """Bytes of the near end's name that the others begin with: so they are no longer than a name may be."""
 BIG_TCP_SIZE = 187_600
 """Longest IPv4 super-packet that leaves by the near end, in bytes: three records of 47 segments."""
-FAR_SIZE = 262_144
-"""Longest super-packet that leaves by the far end, in bytes; whatever is joined there is shorter."""
+INWARD_SIZE = 262_144
+"""Longest super-packet towards the host, and on to its pods, in bytes: whatever is joined is shorter."""
 FAR_MTU = 65_535
 KEPT = frozenset(
     {
@@ -283,7 +283,7 @@ def near_fits(link: Link, name: str, mtu: int) -> bool:
 def far_fits(link: Link, name: str) -> bool:
     """Tell whether the far end is as it should be, and up."""
     shown = (link.name, link.mac, link.arp, link.mtu, link.gso_max_size, link.gso_ipv4_max_size, link.up)
-    return shown == (name, FAR_MAC.hex(":"), False, FAR_MTU, FAR_SIZE, FAR_SIZE, True)
+    return shown == (name, FAR_MAC.hex(":"), False, FAR_MTU, INWARD_SIZE, INWARD_SIZE, True)
 
 
 def shape(batch: Batch, pair: Pair, name: str, far: str, mtu: int) -> None:
@@ -309,8 +309,8 @@ def shape(batch: Batch, pair: Pair, name: str, far: str, mtu: int) -> None:
             up=True,
             arp=False,
             mtu=FAR_MTU,
-            gso_max_size=FAR_SIZE,
-            gso_ipv4_max_size=FAR_SIZE,
+            gso_max_size=INWARD_SIZE,
+            gso_ipv4_max_size=INWARD_SIZE,
             mac=FAR_MAC if pair.far.mac != FAR_MAC.hex(":") else b"",
             rename=far if pair.far.name != far else "",
             link_local=False,

@@ -51,7 +51,7 @@ class World:
         )
         with self.store.transaction() as change:
             entry = change.put(change.ledger.reserve(draft, [PREFIX], ()))
-        device.set_up(self.netlink, entry, pod.namespace, 1380)
+        device.set_up(self.netlink, entry, pod.namespace, Node((PREFIX,)))
         with self.store.transaction() as change:
             self.entry = change.put(replace(entry, state=ADDED, changed=self.now))
 
