@@ -116,14 +116,17 @@ def set_up(netlink: Netlink, entry: Entry, netns: Namespace, node: Node) -> None
 
 
 def _vacant(netlink: Netlink, pod: Netlink, interface: str) -> bool:
-    """Tell whether a name is free in the sandbox; one of ours that was taken down already goes now."""
+    """Tell whether a name is free in the sandbox; one of ours that was taken down already goes now.
+
+    The other end says whether it is. It may go with its pair between two looks, as what was taken down is
+    deleted meanwhile: so the last look is at the name itself.
+    """
     inside = get_link(pod, interface)
     if inside is None:
         return True
     outside = get_link(netlink, inside.peer) if inside.kind == "veth" and inside.peer else None
-    if outside is None or outside.group != LEAVING or outside.peer != inside.index:
-        return False
-    remove(netlink, [outside.name])
+    if outside is not None and outside.group == LEAVING and outside.peer == inside.index:
+        remove(netlink, [outside.name])
     return get_link(pod, interface) is None
 
 

@@ -55,7 +55,8 @@ are big-endian. Each message starts with
         +--------------------------+-----------------+--- ... ---+
         | serial u64               | size of the list| the part
         +--------------------------+-----------------+--- ... ---+
-    8 Bye             number: 0; nothing more. The session is idle and its sender forgets it
+    8 Bye             number: the receiver's index of the keypair; nothing more. The session is idle, and the
+                      sender sends no more with this keypair
     9 Report          number: the receiver index of the keypair, as in the superframes that it speaks of
         8                          16                         24
         +--------------------------+--------------------------+
@@ -228,11 +229,13 @@ class BlocklistPart:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The sender lets go of an idle session."""
+    """The sender lets go of the keypair that has this index at the receiver, as nobody uses the session."""
+
+    receiver: int
 
     def encode(self) -> bytes:
         """Return the plaintext."""
-        return _pack(BYE, 0, 0, b"")
+        return _pack(BYE, 0, self.receiver, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +323,7 @@ def decode(plaintext: bytes) -> Inner:
         start = _HEADER.size + _BLOCKLIST_PART.size
         return BlocklistPart(serial, total, number, bytes(plaintext[start:length]))
     if kind == BYE:
-        return Bye()
+        return Bye(number)
     if kind == REPORT:
         _need(body, _REPORT)
         return Report(number, *_REPORT.unpack_from(plaintext, _HEADER.size))

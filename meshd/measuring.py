@@ -14,7 +14,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from crossedge.meshd.inner import Bye
 from crossedge.meshd.path import Path, State
 from crossedge.meshd.peerport import Port
 from crossedge.meshd.punch import Phase as Punching
@@ -183,7 +182,7 @@ class Measuring:
     def _open(self, now: float) -> None:
         """Open the session, or renew its keys."""
         session = self._peer.session
-        if session is None:
+        if session is None or self._peer.parting:
             self.only = True
             self._peer.open(now)
         else:
@@ -192,5 +191,4 @@ class Measuring:
     def _enough(self, now: float) -> None:
         """Let go of a session that nothing but a measurement wanted."""
         if self.only and self._peer.session is not None:
-            self._peer.talk.say(Bye().encode(), now)
-            self._peer.close("measured")
+            self._peer.farewell.bid("measured", now)

@@ -1,8 +1,9 @@
 """All paths to one peer: which of them data takes, what each is kept for, and the probes they send.
 
 Data goes over the cheapest trusted path. While none is trusted it goes over two at once where there are two:
-the direct path that was good until now, and a relay. A direct path that was never proven takes nothing, and a
-relay needs no proof to take the first packets, because data never waits.
+the direct path that was good until now, and a relay, or two relays. A direct path that was never proven takes
+nothing. A relay needs no proof to take the first packets, because data never waits: so it may be dead, and
+they go through another one, too.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ class Paths:
             proven = [path for path in directs if path.state is State.PROVEN]
             return [min(proven or directs, key=lambda path: path.cost), *relays[:1]]
         if current is None or current not in relays or current.state is State.LOST:
-            return relays[: 1 if current is None else 2]
+            return relays[:2]
         return [current, *[relay for relay in relays if relay is not current][:1]]
 
     def _assign(self, used: list[Path], now: float, *, lively: bool, doubt: bool) -> None:

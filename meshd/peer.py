@@ -4,7 +4,9 @@
     opening    called: pings go to the candidates, the handshake through the relay and wherever a ping was
                answered
     up         data flows, through the relay until a direct path is proven; `Paths` says which way
-    idle       no traffic for ACTIVE_TIME: only keepalives; after SESSION_IDLE the session is closed: cold
+    idle       no traffic for ACTIVE_TIME: only keepalives
+    parting    after SESSION_IDLE it says Bye, and no more; what the peer sent before it heard that still
+               arrives, and makes it up again; then the session is closed (`Farewell`): cold
 
 What it sends goes through its `Port`, which is the mesh: that one seals, pays from the budget and knows the
 rendezvous. Whatever happened, `pump` follows: it sends what is due and chooses the way again.
@@ -18,8 +20,9 @@ from typing import Final
 from crossedge.latency.readings import Reading
 from crossedge.meshd.directory import Peer as Member
 from crossedge.meshd.events import Direct, SessionChanged
+from crossedge.meshd.farewell import Farewell
 from crossedge.meshd.handshaking import NEVER, Handshaking
-from crossedge.meshd.inner import Bye, Inner
+from crossedge.meshd.inner import Inner
 from crossedge.meshd.latertries import LaterTries
 from crossedge.meshd.link import Link
 from crossedge.meshd.measuring import Measuring
@@ -61,6 +64,7 @@ class MeshPeer:
         """The address at which a rendezvous says it saw the peer call us: a hint."""
         self.offers = Offers(member.record, port.usable)
         self.talk = Talk(self, port)
+        self.farewell = Farewell(self, port)
         self.handshaking = Handshaking(self, port)
         self.last_good: UdpEndpoint | None = None
         """The direct endpoint that was proven last, in this life or an earlier one."""
@@ -105,6 +109,11 @@ class MeshPeer:
         """Whether there is a session, or one is being opened."""
         return self.session is not None
 
+    @property
+    def parting(self) -> bool:
+        """Whether we have let go of the session, which is there only for what is on its way."""
+        return bool(self.farewell.why)
+
     def lively(self, now: float) -> bool:
         """Tell whether the pair has traffic."""
         return self.last_data is not None and now - self.last_data < ACTIVE_TIME
@@ -124,7 +133,7 @@ class MeshPeer:
 
     def want(self, now: float) -> None:
         """Open the session because a packet wants it, or note that there is traffic."""
-        if self.session is None or (self.wanted_at is None and not self.session.usable(now)):
+        if self.session is None or self.parting or (self.wanted_at is None and not self.session.usable(now)):
             self.wanted_at = now
         self._want(now)
 
@@ -150,7 +159,7 @@ class MeshPeer:
     def _want(self, now: float) -> None:
         self.last_data = now
         self.measuring.in_earnest(now)
-        if self.session is None:
+        if self.session is None or self.parting:
             self.open(now)
         elif not self.session.usable(now):
             self.session.initiate(now)
@@ -177,7 +186,7 @@ class MeshPeer:
             self.paths.remove(relay.endpoint)
             self._port.touch(self)
             relay = None
-        if self.session is not None and not self.up(now):
+        if self.session is not None and not self.up(now) and not self.parting:
             self.recall(now)
         elif self.lively(now) and relay is None:
             self._port.call(self, 0, now)
@@ -198,9 +207,10 @@ class MeshPeer:
         self._port.touch(self)
 
     def _ensure_session(self, now: float) -> bool:
-        if self.session is None:
-            self.session = self._port.new_session(self, now)
+        if self.session is None or self.parting:
+            self.session = self.session or self._port.new_session(self, now)
             self.opened_at = self.handshaking.since = now
+            self.farewell.call_off()
         return self.session is not None
 
     def accept(self, now: float) -> Session | None:
@@ -248,6 +258,7 @@ class MeshPeer:
         self.offers.clear()
         self.wanted_at = self.opened_at = self.up_at = self.direct_at = None
         self.handshaking.called = False
+        self.farewell.call_off()
         if told:
             self._port.emit(SessionChanged(self.name, state))
 
@@ -328,13 +339,6 @@ class MeshPeer:
         self.way.flush()
         self._port.touch(self)
 
-    def bidden_farewell(self, now: float) -> None:
-        """Let go of the session as the peer has done, or where there is traffic make a new one at once."""
-        if self.session is not None and self.lively(now):
-            self.session.initiate(now, urgent=True)
-        else:
-            self.close("idle")
-
     # --- Traffic ----------------------------------------------------------------------------------------
 
     def on_data_sent(self, now: float, size: int) -> None:
@@ -374,11 +378,13 @@ class MeshPeer:
         session = self.session
         if session is not None:
             session.handle_timeout(now)
-            if session.current is None and now >= self._last_use() + ACTIVE_TIME and not self._opening():
+            if self.parting and session.current is None:
+                if now >= self.farewell.until:
+                    self.close(self.farewell.why)
+            elif session.current is None and now >= self._last_use() + ACTIVE_TIME and not self._opening():
                 self.close("failed")
             elif now >= self._last_use() + self._idle_time:
-                self.talk.say(Bye().encode(), now)
-                self.close("idle")
+                self.farewell.bid("idle", now)
         self.pump(now)
 
     @property
@@ -426,7 +432,11 @@ class MeshPeer:
                     times.append(max((self.last_heard or now) + SILENT, self._silent_tried + SILENT_AGAIN))
                 if self.lively(now) and (self._retry or not self.up(now)):
                     times.append(max(now, self._doubt_tried + DOUBT_AGAIN))
-            times.append(self._last_use() + (self._idle_time if session.current is not None else ACTIVE_TIME))
+            if self.parting:
+                times.append(self.farewell.until)
+            else:
+                patience = self._idle_time if session.current is not None else ACTIVE_TIME
+                times.append(self._last_use() + patience)
             measuring = self.measuring.deadline()
             times += [] if measuring is None else [measuring]
         times += self.talk.deadlines(up=self.up(now))
@@ -444,6 +454,7 @@ class MeshPeer:
                     self._port.emit(SessionChanged(self.name, ended))
 
     def _on_up(self, event: SessionUp, now: float) -> None:
+        self.farewell.call_off()
         self.up_at = now
         self.last_heard = self.proved_at = now
         self.talk.begin(event.keypair, now, state=not self.measuring.only)

@@ -215,6 +215,9 @@ class Session:
         """
         if keypair is self.next:
             self._rotate_to_next(keypair, now)
+        elif size and self.current is None and keypair is self.previous and keypair.can_send(now):
+            self.previous = None  # the peer goes on with what was retired
+            self._become_current(keypair, False, now)
         current = self.current
         if (
             current is not None
@@ -239,6 +242,7 @@ class Session:
         if (
             not self.mesh
             or self.leads
+            or current is None
             or previous is None
             or previous.local_index != index
             or not previous.can_send(now)
@@ -248,6 +252,13 @@ class Session:
         self.previous = current
         self._become_current(previous, was_up, now)
         return True
+
+    def retire(self) -> None:
+        """Send nothing more with the current keypair, but open what arrives: data makes it current again."""
+        if self.current is not None:
+            self._forget(self.previous)
+            self.previous, self.current = self.current, None
+            self._confirm = False
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due."""

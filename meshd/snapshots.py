@@ -204,6 +204,7 @@ def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
 
 def _path(peer: MeshPeer, path: Path | None, now: float) -> dict[str, Any]:
     up = peer.up(now) and not peer.measuring.only
+    opening = peer.active and not peer.measuring.only and not peer.parting
     if not peer.link.endpoints or path is None or not up:
         kind = "none"
     elif path.relay:
@@ -212,7 +213,7 @@ def _path(peer: MeshPeer, path: Path | None, now: float) -> dict[str, Any]:
         # An idle pair starts over both; its direct path is still proven by keepalives.
         kind = "direct" if path.state is State.PROVEN else "both"
     return {
-        "state": "up" if up else "opening" if peer.active and not peer.measuring.only else "idle",
+        "state": "up" if up else "opening" if opening else "idle",
         "path": kind,
         "endpoint": None if kind == "none" or path is None else str(path.endpoint),
         "rtt_ms": None if path is None else _ms(path.rtt.smoothed),

@@ -191,8 +191,8 @@ class Talk:
                 self._port.place_heard(self._peer, message, now)
             case Report(receiver=receiver, end=end, opened=opened):
                 self._hear_report(receiver, end, opened, now)
-            case Bye():
-                self._peer.bidden_farewell(now)
+            case Bye(receiver=receiver):
+                self._peer.farewell.heard(receiver, now)
 
     def _hear_report(self, receiver: int, end: int, opened: int, now: float) -> None:
         """Let records grow or shrink by what the peer received of those under the current keypair."""

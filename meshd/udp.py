@@ -227,6 +227,9 @@ class UdpShell:
             superframe = is_bulk(buffer, at)
             if superframe and not receiver.is_train(controlled):
                 slot = self._alike(found, first)
+                if size > parted and parted:
+                    for other in range(first + 1, slot):
+                        receiver.join(other, size)
             elif controlled:
                 cut, unix = receiver.control(first, controlled)
                 segment = cut or size

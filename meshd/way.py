@@ -39,7 +39,8 @@ class Way:
         peer = self._peer
         if not peer.up(now):
             if peer.session is not None and peer.session.current is None:
-                self.set((), 0, "no session")
+                self.set((), 0, IDLE if peer.parting else "no session")
+                peer.link.sources = frozenset(peer.paths.heard())  # of what is still on its way
             return
         lively = peer.lively(now)
         endpoints, size = peer.paths.select(now, lively=lively)

@@ -218,7 +218,7 @@ def _daemon_seeds() -> tuple[bytes, ...]:
 
 
 def _in_session_seeds() -> tuple[bytes, ...]:
-    hello = inner.encode(inner.Bye()) if hasattr(inner, "encode") else bytes([9, 0, 0, 8, 0, 0, 0, 0])
+    hello = inner.encode(inner.Bye(7)) if hasattr(inner, "encode") else bytes([9, 0, 0, 8, 0, 0, 0, 0])
     return (
         hello,
         *(bytes([kind, flags, 0, 60]) + bytes(4) + bytes(52) for kind in range(12) for flags in (0, 1)),

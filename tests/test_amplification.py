@@ -186,7 +186,7 @@ def inner_messages(stage: Stage) -> dict[str, bytes]:
         "BlocklistAsk": inner.BlocklistAsk(0, 0),
         "BlocklistPart": inner.BlocklistPart(1, 100, 0, b"x" * 20),
         "Place": inner.Place(Vivaldi(bytes).place),
-        "Bye": inner.Bye(),
+        "Bye": inner.Bye(receiver),
         "Report": inner.Report(receiver, 64, 64),
     }
     assert {type(message) for message in made.values()} == set(inner.Inner.__args__)

@@ -20,8 +20,9 @@ from crossedge.cni.ipam import ADDED, SUSPICION, Entry
 from crossedge.cni.node import Node, Paths
 from crossedge.cni.recovery import recover
 from crossedge.cni.serve import CniServer
+from crossedge.cni.spec import EXISTS, CniError
 from crossedge.cni.store import Store
-from crossedge.host.netlink import Netlink
+from crossedge.host.netlink import Netlink, Reply
 from tests.cni_runtime import Node_, Pod, our_links, pods
 from tests.waiting import eventually
 
@@ -61,6 +62,21 @@ class World:
         return bool(recover(self.store, self.netlink))
 
 
+class Reaping(Netlink):
+    """A socket that has what was taken down deleted by another one, just before it is first asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reaped = False
+
+    def get(self, kind: int, body: bytes, what: str, flags: int = 0) -> list[Reply]:
+        if not self.reaped:
+            with Netlink() as other:
+                device.reap(other)
+            self.reaped = True
+        return super().get(kind, body, what, flags)
+
+
 @pytest.fixture
 def pod() -> Iterator[Pod]:
     with pods() as (made,):
@@ -79,6 +95,29 @@ def world(tmp_path: Path, pod: Pod) -> Iterator[World]:
 def test_pod_that_lives_is_never_suspected(world: World) -> None:
     assert not any(world.observe(100) for _ in range(3))
     assert not world.store.look().live[world.entry.key].suspect
+
+
+def test_link_that_goes_while_it_is_looked_at_leaves_its_name_free(world: World, pod: Pod) -> None:
+    device.take_down(world.netlink, [world.entry.host])
+    with Reaping() as netlink:
+        device.set_up(netlink, world.entry, pod.namespace, 1380)
+        assert netlink.reaped
+    assert pod.links() == {"eth0"}
+
+
+def test_link_that_was_taken_down_gives_its_name_up_at_once(world: World, pod: Pod) -> None:
+    device.take_down(world.netlink, [world.entry.host])
+    device.set_up(world.netlink, world.entry, pod.namespace, 1380)
+    assert pod.links() == {"eth0"}
+
+
+def test_foreign_interface_keeps_its_name(world: World, pod: Pod) -> None:
+    device.remove(world.netlink, [world.entry.host])
+    assert pod.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other0").returncode == 0
+    with pytest.raises(CniError) as caught:
+        device.set_up(world.netlink, world.entry, pod.namespace, 1380)
+    assert caught.value.code == EXISTS
+    assert pod.links() == {"eth0", "other0"}
 
 
 def test_leak_takes_two_observations_apart_in_time(world: World, pod: Pod) -> None:

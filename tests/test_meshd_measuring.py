@@ -12,7 +12,9 @@ import pytest
 
 from crossedge.lab.hosts import Packet
 from crossedge.latency.report import PairState
-from crossedge.meshd.measuring import BURST
+from crossedge.meshd.farewell import PARTING_TIME
+from crossedge.meshd.measuring import BURST, LINGER, Phase
+from crossedge.meshd.peer import SESSION_IDLE
 from tests.simworld import SimNode, SimWorld
 
 PAIR_BYTES = 13_000
@@ -95,12 +97,76 @@ def test_first_packet_makes_an_ordinary_session_of_one_that_measures() -> None:
     a, b = nodes["quiet"], nodes["easy"]
     assert world.wait(lambda: a.peer(b).measuring.only and a.peer(b).up(world.net.now), 60.0)
     pings = world.ping(a, b, count=100, interval=0.02)
-    assert len(pings.lost) <= 1
+    assert pings.lost == []
     assert world.wait(lambda: a.is_direct(b) and b.is_direct(a), 3.0)
     assert not a.peer(b).measuring.only
     assert not b.peer(a).measuring.only
     world.run(5.0)
     assert a.peer(b).up(world.net.now)  # the end of the measurement did not end it
+
+
+def measuring(phase: Phase, *, opener: str = "b", kind: str = "port-restricted") -> SimWorld:
+    """Return two nodes with two rendezvous of which one measures the pair, at the beginning of a phase."""
+    world = SimWorld(servers=2, measure=True)
+    a, b = world.node("a", kind), world.node("b", kind)
+    world.settle()
+    world.run(2.0)
+    for node in (a, b):
+        node.mesh.latency.prober.restart(world.net.now + 1e6)  # not by itself
+    assert world.wait(lambda: quiet(world), 30.0)
+    first, second = (a, b) if opener == "a" else (b, a)
+    first.peer(second).measuring.begin(world.net.now)
+    first.host.wake()
+    assert world.wait(lambda: first.peer(second).measuring.phase is phase, 10.0)
+    return world
+
+
+@pytest.mark.parametrize("opener", ["a", "b"])
+@pytest.mark.parametrize("kind", ["port-restricted", "symmetric-random"], ids=["direct", "relayed"])
+@pytest.mark.parametrize("early", [0.03, 0.02, 0.01, 0.0, -0.01, -0.02, -0.03, -0.05])
+def test_packets_that_meet_the_end_of_a_measurement_are_not_lost(
+    early: float, kind: str, opener: str
+) -> None:
+    world = measuring(Phase.LINGER, opener=opener, kind=kind)
+    a, b = world.nodes
+    world.run(LINGER - early)
+    assert world.ping(a, b).lost == []
+    for node, other in ((a, b), (b, a)):
+        assert node.peer(other).up(world.net.now)
+
+
+@pytest.mark.parametrize("opener", ["a", "b"])
+@pytest.mark.parametrize("phase", [Phase.SCOUTING, Phase.BURST, Phase.LINGER])
+@pytest.mark.parametrize("dead", [0, 1])
+def test_first_packets_of_a_measured_pair_are_not_lost_with_a_rendezvous_that_dies(
+    dead: int, phase: Phase, opener: str
+) -> None:
+    world = measuring(phase, opener=opener)
+    a, b = world.nodes
+    world.servers[dead].kill()
+    assert world.ping(a, b).lost == []
+    assert world.direct(a, b)
+
+
+@pytest.mark.parametrize("early", [0.02, 0.01, 0.0, -0.01, -0.02])
+def test_packets_that_meet_the_end_of_an_idle_session_are_not_lost(early: float) -> None:
+    world = SimWorld()
+    a, b = world.node("a"), world.node("b")
+    world.settle()
+    world.ping(a, b, count=1, wait=1.0)
+    b.peer(a).last_data = world.net.now - 1.0  # b gives it up first
+    world.run(SESSION_IDLE - 1.0 - early)
+    assert a.peer(b).active
+    assert world.ping(a, b).lost == []
+
+
+def test_session_that_nobody_wants_any_more_is_closed_at_both_ends() -> None:
+    world = measuring(Phase.LINGER)
+    a, b = world.nodes
+    assert world.wait(lambda: b.peer(a).parting, 2 * LINGER)
+    world.run(PARTING_TIME + 0.1)
+    assert quiet(world)
+    assert not world.net.now < b.peer(a).farewell.until
 
 
 def test_pair_with_traffic_is_measured_by_its_heartbeats() -> None:

@@ -173,6 +173,8 @@ def test_data_takes_an_unproven_relay_and_nothing_else_unproven() -> None:
     assert paths.select(0.0, lively=True)[0] == ()
     paths.add(relay(0), 0.0)
     assert paths.select(0.0, lively=True)[0] == (relay(0),)
+    paths.add(relay(1), 0.0)
+    assert paths.select(0.0, lively=True)[0] == (relay(0), relay(1))  # either may be dead
 
 
 def test_doubtful_direct_path_goes_together_with_a_relay() -> None:

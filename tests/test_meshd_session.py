@@ -253,6 +253,39 @@ def test_nobody_follows_to_a_keypair_that_is_unknown_or_too_old() -> None:
     assert bob.current is before
 
 
+def test_retired_keys_open_what_is_on_its_way_and_are_current_again_by_data_alone() -> None:
+    pair = Pair(mesh=True)
+    pair.connect()
+    alice, bob = pair.alice.session, pair.bob.session
+    kept = bob.current
+    assert kept is not None
+    bob.retire()
+    assert not bob.usable(pair.now)
+    alice.keepalive(pair.now)
+    pair.drain(pair.alice)
+    pair.run(0.1)
+    assert not bob.follow(kept.local_index, pair.now)
+    assert bob.current is None  # a keepalive wants nothing
+    pair.send(pair.alice, data(1))
+    pair.run(0.1)
+    assert pair.bob.got == [data(1)]
+    assert bob.current is kept
+    assert pair.bob.event_types() == [SessionUp]
+    pair.send(pair.bob, data(2))
+    pair.run(0.1)
+    assert pair.alice.got == [data(2)]
+
+
+def test_who_retired_its_keys_needs_a_handshake_to_send() -> None:
+    pair = Pair(mesh=True)
+    pair.connect()
+    pair.bob.session.retire()
+    pair.send(pair.bob, data(1))
+    pair.run(1.0)
+    assert pair.alice.got == [data(1)]
+    assert len(pair.bob.times(INITIATION)) == 1
+
+
 def test_lower_key_whose_initiations_do_not_arrive_answers_within_2_s() -> None:
     """Its way to the peer may be dead while the peer knows another one to it: no stalemate."""
     pair = Pair(mesh=True, delay=0.03)

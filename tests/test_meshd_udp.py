@@ -220,6 +220,30 @@ async def test_trains_of_one_record_each_are_taken_apart_once_they_are_foreseen(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("behind", [b"", pack_header(5)], ids=["direct", "relayed"])
+@pytest.mark.parametrize("size", [1100, 1200, 1420])
+async def test_datagrams_that_come_singly_are_whole_where_trains_are_foreseen(
+    size: int, behind: bytes, family: int, opened: Callable[..., UdpSocket]
+) -> None:
+    first, second = (opened(family) for _ in range(2))
+    sender, receiver = Box([first]), Box([second])
+    receiver.shell.start(asyncio.get_running_loop())
+    sent: list[bytes] = []
+    for counter in range(3):
+        chunks = record(40, 1200, counter)
+        sent += chunks
+        sender.shell.transmit(endpoint_of(second), [memoryview(b"".join(chunks))], 1200)
+        assert await receiver.until(len(sent)) == sent
+    assert receiver.arrived[-1][1].heads is not None
+    for counter in range(100, 120):  # all of them wait to be read
+        (alone,) = record(1, size, counter, behind)
+        sent.append(alone)
+        first.socket.sendto(alone, endpoint_of(second))
+    assert await receiver.until(len(sent)) == sent
+    receiver.shell.stop()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("behind", [b"", pack_header(5)], ids=["direct", "relayed"])
 async def test_chunks_that_come_one_by_one_are_handed_on_together(
     behind: bytes, opened: Callable[..., UdpSocket]
 ) -> None:

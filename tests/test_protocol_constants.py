@@ -11,6 +11,7 @@ import pytest
 from crossedge.latency import feed, prober, report
 from crossedge.meshd import (
     budget,
+    farewell,
     handshaking,
     latertries,
     measuring,
@@ -292,6 +293,8 @@ SENTENCES: list[tuple[str, str]] = [
     ("9.2", f"answered by the same response for {handshaking.RESPONSE_TIME:g} s"),
     ("9.2", f"After {peer.ACTIVE_TIME:g} s without a packet a pair counts as idle."),
     ("9.2", f"After {peer.SESSION_IDLE:g} s the session is closed with a Bye"),
+    ("9.2", f"comes for {farewell.PARTING_TIME:g} s: packets among it keep the session"),
+    ("9.2", f"comes within {farewell.PARTING_TIME:g} s of an initiation that was answered"),
     ("9.2", f"a Ping after {spoken(punch.FIRST_TRY)} s"),
     ("9.2", f"private prefix after {spoken(punch.PRIVATE_TRY)} s"),
     (
