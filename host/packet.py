@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -47,11 +48,15 @@ def open_reader(link: str) -> int:
 
 
 def take_reader(descriptor: int) -> None:
-    """Set an inherited socket, for which `reads` holds, as `open_reader` does; raises `OSError`."""
+    """Set an inherited socket, for which `reads` holds, as `open_reader` does; raises `OSError`.
+
+    That its link was down meanwhile is not told any more.
+    """
     os.set_blocking(descriptor, False)
     os.set_inheritable(descriptor, False)
     with _borrowed(descriptor) as opened:
         _set_reading(opened)
+        opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _set_reading(opened: socket.socket) -> None:
@@ -107,6 +112,16 @@ def reads(descriptor: int) -> str | None:
 def namespace_of(descriptor: int) -> Namespace:
     """Return the network namespace of a socket; raises `OSError`."""
     return Namespace(fcntl.ioctl(descriptor, SIOCGSKNS))
+
+
+def has_failed(descriptor: int) -> bool:
+    """Tell whether a packet socket has an error to tell: its link was down.
+
+    Once that is read, it goes on; but some event loops (libuv's) watch it no more, without reading it.
+    """
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def overflowed(descriptor: int) -> int:

@@ -68,10 +68,11 @@ class Tun:
         """Return the descriptor."""
         return self.descriptor
 
-    def close(self) -> None:
-        """Close all descriptors."""
+    def close(self, successor: Tun | None = None) -> None:
+        """Close all descriptors, but for those that a successor has."""
+        kept = (successor.descriptor, successor.sender, successor.holder) if successor is not None else ()
         for descriptor in (self.descriptor, self.sender, self.holder):
-            if descriptor >= 0:
+            if descriptor >= 0 and descriptor not in kept:
                 os.close(descriptor)
 
 

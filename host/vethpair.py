@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 from crossedge.host import sysctl
@@ -176,6 +177,23 @@ def open_pair(name: str, descriptor: int | None, *, mtu: int) -> Tun:
             raise OSError(errno.EOPNOTSUPP, "this kernel does not tell what a packet socket reads from")
         undo.pop_all()
     return Tun(reader, name, frozenset({*OFFLOADS, BIG_TCP}), VNET_HEADER, writer, NEAR_MAC, holder)
+
+
+def reopen_pair(tun: Tun, netlink: Netlink) -> Tun:
+    """Return an open pair with sockets made anew, and what holds it; the earlier sockets stay the caller's.
+
+    In this thread's namespace. Raises `OSError`.
+    """
+    pair = find_pair(netlink, tun.name)
+    if pair is None:
+        raise OSError(errno.ENODEV, f"the veth pair {tun.name} is gone again")
+    reader = open_reader(pair.far.name)
+    try:
+        writer = open_writer(pair.far.name)
+    except BaseException:
+        os.close(reader)
+        raise
+    return replace(tun, descriptor=reader, sender=writer)
 
 
 def remove_pair(name: str, *, held: bool = False) -> bool:

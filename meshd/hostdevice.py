@@ -11,6 +11,7 @@ from crossedge.host.device import attached_name, open_device
 from crossedge.host.links import Link, delete_link, get_link, rouse_veth, set_link
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Netlink
+from crossedge.host.packet import has_failed
 from crossedge.host.tun import GSO_MAX_SIZE, Tun
 from crossedge.host.vethpair import (
     far_fits,
@@ -21,6 +22,7 @@ from crossedge.host.vethpair import (
     leave_offloads,
     leaves_offloads,
     near_fits,
+    reopen_pair,
     shape,
     without_ipv6,
 )
@@ -132,10 +134,13 @@ class HostDevice:
         with self._namespace:
             self.tun = open_device(name, disable=self._disable, mtu=mtu)
         log.warning("the device %s was deleted and is made again", name)
-        if self._on_tun is not None:
-            self._on_tun(self.tun)
-        before.close()
+        self._hand_over(before, self.tun)
         self._find(netlink, name)
+
+    def _hand_over(self, before: Tun, tun: Tun) -> None:
+        if self._on_tun is not None:
+            self._on_tun(tun)
+        before.close(tun)
 
     def _set_tun(self, netlink: Netlink, name: str, mtu: int) -> Mended:
         link = get_link(netlink, self.index)
@@ -167,4 +172,8 @@ class HostDevice:
         with self._namespace:
             mended = leave_offloads(name)
             without_ipv6(far_name(name))
+            if self.tun is not None and has_failed(self.tun.descriptor):
+                before, self.tun = self.tun, reopen_pair(self.tun, netlink)
+                self._hand_over(before, self.tun)
+                mended = True
         return Mended(changed=len(batch) > 0 or mended, lost=not near.up)

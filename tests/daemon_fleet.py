@@ -38,6 +38,8 @@ from crossedge.rendezvous.main import cli as crossedge_rendezvous
 from tests.waiting import answered, until
 
 REGISTERED_WITHIN = 60.0
+DEVICES = {"veth": "", "tun": 'disable_offloads = ["big_tcp"]\n'}
+"""Kinds of a daemon's device, and what its configuration says for them."""
 COMMANDS: dict[str, click.Command] = {
     "crossedge": crossedge,
     "crossedge-cni": crossedge_cni,

@@ -301,6 +301,7 @@ def test_an_inherited_reader_is_taken_over_with_what_waits_in_it() -> None:
     inherited = os.dup(tun.descriptor)
     tun.close()
     os.set_blocking(inherited, True)
+    ip("link set crossedge0-far down")
     adopted = open_device("crossedge0", inherited)
     assert adopted.descriptor == inherited
     assert drain(adopted)[0].endswith(b"waits")

@@ -150,6 +150,28 @@ async def test_what_only_a_pair_has_is_back_within_a_second(
     await sees_it_repaired(namespace, state, commands)
 
 
+async def test_sockets_of_a_far_end_that_was_down_are_made_anew(namespace: Namespace) -> None:
+    """They have an error to tell, at which an event loop may take them for dead."""
+    opened: list[Tun] = []
+    state = namespace.call(HostState, DESIRED, on_tun=opened.append)
+    first = state.start(asyncio.get_running_loop())
+    await state.settled()
+    sh(namespace, "ip link set crossedge0-far down", "ip link set crossedge0-far up")
+    await until(lambda: len(opened) == 1)
+    assert state.tun is opened[0]
+    assert state.tun.holder == first.holder
+    with pytest.raises(OSError):
+        os.fstat(first.descriptor)
+    with namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
+        inner.sendto(b"passes", ("10.160.2.7", 9))
+    assert os.read(state.tun.descriptor, 300_000).endswith(b"passes")
+    other = namespace.call(HostState, DESIRED)
+    with pytest.raises(OSError, match="another process holds it"):
+        other.start(asyncio.get_running_loop())
+    other.close()
+    state.close()
+
+
 async def test_an_end_that_left_and_came_back_is_made_anew(namespace: Namespace, state: HostState) -> None:
     """The sockets let go of a link that leaves the namespace."""
     before = picture(namespace)
@@ -183,9 +205,6 @@ async def sees_it_repaired(namespace: Namespace, state: HostState, commands: lis
     other.close()
     with contextlib.suppress(BlockingIOError):
         while True:
-            with contextlib.suppress(OSError):  # that the link was down is told once
-                os.read(state.tun.descriptor, 300_000)
-                continue
             os.read(state.tun.descriptor, 300_000)
     with namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
         inner.sendto(b"passes", ("10.160.2.7", 9))
