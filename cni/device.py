@@ -132,7 +132,8 @@ def _vacant(netlink: Netlink, pod: Netlink, interface: str) -> bool:
 
 def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, node: Node) -> None:
     mac, host_mac = (bytes.fromhex(text.replace(":", "")) for text in (entry.mac, entry.host_mac))
-    mtu, outward, inward = node.mtu, *((BIG_TCP_SIZE, INWARD_SIZE) if node.big_tcp else (0, 0))
+    mtu, outward = node.mtu, _outward_size(node)
+    inward = INWARD_SIZE if node.big_tcp else 0
     batch = Batch()
     add_veth(
         batch,
@@ -158,6 +159,11 @@ def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, node: 
     _run(pod, _pod_side(entry, inside.index, host_mac))
     _run(netlink, _host_side(entry, outside.index))
     _rouse(pod, inside.index)
+
+
+def _outward_size(node: Node) -> int:
+    """Return the longest super-packet of IPv4 that a pod sends."""
+    return BIG_TCP_SIZE if node.big_tcp else GSO_MAX_SIZE
 
 
 def _rouse(pod: Netlink, index: int) -> None:
@@ -293,10 +299,11 @@ def _resize(pod: Netlink, inside: Link, node: Node) -> None:
 
     Connections that are open keep to what they began with.
     """
-    sizes = (BIG_TCP_SIZE, GSO_MAX_SIZE) if node.big_tcp else (GSO_MAX_SIZE, BIG_TCP_SIZE)
-    if inside.gso_ipv4_max_size == sizes[1]:  # any other is somebody else's
+    wanted = _outward_size(node)
+    ours = {GSO_MAX_SIZE, BIG_TCP_SIZE}  # any other is somebody else's
+    if inside.gso_ipv4_max_size in ours - {wanted}:
         batch = Batch()
-        set_link(batch, inside.index, gso_max_size=GSO_MAX_SIZE, gso_ipv4_max_size=sizes[0])
+        set_link(batch, inside.index, gso_max_size=GSO_MAX_SIZE, gso_ipv4_max_size=wanted)
         _run(pod, batch)
 
 
