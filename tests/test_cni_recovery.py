@@ -100,14 +100,14 @@ def test_pod_that_lives_is_never_suspected(world: World) -> None:
 def test_link_that_goes_while_it_is_looked_at_leaves_its_name_free(world: World, pod: Pod) -> None:
     device.take_down(world.netlink, [world.entry.host])
     with Reaping() as netlink:
-        device.set_up(netlink, world.entry, pod.namespace, 1380)
+        device.set_up(netlink, world.entry, pod.namespace, Node((PREFIX,)))
         assert netlink.reaped
     assert pod.links() == {"eth0"}
 
 
 def test_link_that_was_taken_down_gives_its_name_up_at_once(world: World, pod: Pod) -> None:
     device.take_down(world.netlink, [world.entry.host])
-    device.set_up(world.netlink, world.entry, pod.namespace, 1380)
+    device.set_up(world.netlink, world.entry, pod.namespace, Node((PREFIX,)))
     assert pod.links() == {"eth0"}
 
 
@@ -115,7 +115,7 @@ def test_foreign_interface_keeps_its_name(world: World, pod: Pod) -> None:
     device.remove(world.netlink, [world.entry.host])
     assert pod.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other0").returncode == 0
     with pytest.raises(CniError) as caught:
-        device.set_up(world.netlink, world.entry, pod.namespace, 1380)
+        device.set_up(world.netlink, world.entry, pod.namespace, Node((PREFIX,)))
     assert caught.value.code == EXISTS
     assert pod.links() == {"eth0", "other0"}
 
