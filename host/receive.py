@@ -31,7 +31,8 @@ TRAINS: Final = 8
 """Slots of one call while trains come: as many bytes as stay in a processor's cache."""
 LONG: Final = 8_192  # bytes; what is longer is a train
 
-_NAME: Final = 28  # sockaddr_in6
+NAME: Final = 28
+"""Bytes that are kept for whom a datagram came from: a sockaddr_in6."""
 _CONTROL: Final = 64
 _STAMP_ALONE: Final = socket.CMSG_SPACE(STAMP.size)
 SINGLE: Final = (0, _STAMP_ALONE)
@@ -74,7 +75,7 @@ class _Messages:
         self.messages = (_Message * len(vectors))()
         for number, (address, count) in enumerate(vectors):
             self.messages[number].header = MessageHeader(
-                names + number * _NAME, _NAME, address, count, control + number * _CONTROL, _CONTROL, 0
+                names + number * NAME, NAME, address, count, control + number * _CONTROL, _CONTROL, 0
             )
         self.view = memoryview(self.messages).cast("B")
         self.pristine = bytes(self.view)
@@ -96,10 +97,11 @@ class Receiver:
         self._parts: _Messages | None = None
         self.buffer = bytearray(SLOT * SLOTS)
         """Slot `number` begins at `number * SLOT`."""
-        self._names = bytearray(_NAME * SLOTS)
+        self.names = bytearray(NAME * SLOTS)
+        """Whom each slot's datagram came from, as the kernel writes it, from `number * NAME` on."""
         self._control = bytearray(_CONTROL * SLOTS)
         self._vectors = (IoVector * SLOTS)()
-        data, names, control = (_address(each) for each in (self.buffer, self._names, self._control))
+        data, names, control = (_address(each) for each in (self.buffer, self.names, self._control))
         for number in range(SLOTS):
             self._vectors[number] = IoVector(data + number * SLOT, SLOT)
         at, size = ctypes.addressof(self._vectors), ctypes.sizeof(IoVector)
@@ -199,12 +201,12 @@ class Receiver:
 
     def name(self, slot: int, length: int) -> bytes:
         """Return whom a slot's datagram came from, as the kernel writes it: for `address_of`, or as a key."""
-        return bytes(self._names[slot * _NAME : slot * _NAME + length])
+        return bytes(self.names[slot * NAME : slot * NAME + length])
 
     def one_name(self, slot: int, count: int) -> bool:
         """Tell whether `count` slots from `slot` on hold datagrams of one source."""
-        start = slot * _NAME
-        return self._names[start : start + count * _NAME] == self._names[start : start + _NAME] * count
+        start = slot * NAME
+        return self.names[start : start + count * NAME] == self.names[start : start + NAME] * count
 
     @staticmethod
     def is_train(length: int) -> bool:

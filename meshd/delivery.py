@@ -70,7 +70,7 @@ class Delivery:
         self._mtu = mtu
         self._dropped = dropped
         self._flows: dict[Key, InFlow] = {}
-        self._last: Key | None = None  # of the packet that `_same` saw last, and what is known of its flow
+        self._last: Key | None = None  # of the packet that `bulk` saw last, and what is known of its flow
         self._last_flow: InFlow | None = None
         policy.watch(self.forget)
 
@@ -107,17 +107,9 @@ class Delivery:
         else:
             self._sink.write(frame, flow.virtio, flow.layout)
 
-    def bulk(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
-        """Do what `frame` does, with few steps where a super-packet is of the same flow as the last one.
-
-        Its memory must not change until `flush`, as long as `joiner.frames` has it.
-        """
-        if not self._same(link, frame, gso_type, gso_size, needs_checksum, self._sink.offloads.big_tcp):
-            self.frame(link, frame, gso_type, gso_size, needs_checksum)
-
     def lone(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
         """Take a whole packet or super-packet at `frame[SIZE:]` that nothing came before or follows."""
-        if self._same(link, frame, gso_type, gso_size, needs_checksum):
+        if self.bulk(link, frame, gso_type, gso_size, needs_checksum, joinable=False):
             return
         flow = self._judge(link, frame, gso_type, gso_size, needs_checksum)
         if flow is None:
@@ -127,18 +119,20 @@ class Delivery:
         else:
             self._sink.write(frame, flow.virtio, flow.layout)
 
-    def _same(
+    def bulk(
         self,
         link: Link,
         frame: memoryview,
         gso_type: int,
         gso_size: int,
         needs_checksum: bool,
-        big: bool = False,
+        *,
+        joinable: bool = True,
     ) -> bool:
         """Write a packet that the coalescer has no use for, if its flow is the one before's or another known.
 
-        `big`: others may be joined to it.
+        `joinable`: others may be joined to it; its memory must not change as long as `joiner.frames` has it.
+        False where it is for `frame`: nothing is done.
         """
         size = len(frame)
         if size < LEAST6:
@@ -159,7 +153,7 @@ class Delivery:
             return False
         if self.coalescer.growing:
             self.coalescer.flush()
-        if big and gso_type == GSO_TCPV4:
+        if joinable and gso_type == GSO_TCPV4 and self._sink.offloads.big_tcp:
             self.joiner.take(frame, flow.packed, gso_size, key)
             return True
         if self.joiner.frames:
@@ -203,7 +197,8 @@ class Delivery:
         """Write what was kept to be joined."""
         if self.joiner.frames:
             self.joiner.flush()
-        self.coalescer.flush()
+        if self.coalescer.growing:
+            self.coalescer.flush()
 
     def _judge(
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool

@@ -166,9 +166,10 @@ class Opener:
             and end <= stop
             and (end + FRAME_SIZE > stop or not FRAME.unpack_from(self._plain, end)[3])  # but for padding
         ):
-            self._delivery.bulk(
-                link, view[BASE + FRAME_SIZE - SIZE : end], gso_type, gso_size, flags & PARTIAL_CHECKSUM != 0
-            )
+            frame = view[BASE + FRAME_SIZE - SIZE : end]
+            partial = flags & PARTIAL_CHECKSUM != 0
+            if not self._delivery.bulk(link, frame, gso_type, gso_size, partial):
+                self._delivery.frame(link, frame, gso_type, gso_size, partial)
         else:
             self._frames(link, stop)
         return True

@@ -46,7 +46,7 @@ from crossedge.meshd.packet import (
     may_fragment,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
-from crossedge.meshd.segment import fragments, mend, split
+from crossedge.meshd.segment import Heads, fragments, mend, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.staging import Stage, Staging
 from crossedge.meshd.stockseal import room as transport_room
@@ -454,24 +454,40 @@ class Outbound:
         All but the last are as long as can be, so that their datagrams are equally long. The headers of each
         are written over the end of the one before, which has left already.
         """
-        header, gso_size = kind.header, kind.gso_size
+        header, gso_size, layout = kind.header, kind.gso_size, kind.layout
         payload = length - SIZE - header
+        records = stage.superframes and kind.most > 0
         step = kind.most or (CLAIMED - header) // gso_size * gso_size
         template = bytearray(view[SIZE : SIZE + header])
-        if length > SIZE + CLAIMED:  # the partial checksum has another length in it than the header says: 0
-            place = kind.layout.transport + TCP_CHECKSUM
-            partial = int.from_bytes(template[place : place + 2], "big") - (length - SIZE)
+        claimed = length - SIZE
+        heads = None
+        if layout.transport == IPV4_HEADER and layout.protocol == TCP:
+            heads = Heads(bytes(template), gso_size, claimed)
+        elif claimed > CLAIMED:  # its header says 0, which is not what is in the partial checksum
+            place = layout.transport + TCP_CHECKSUM
+            partial = int.from_bytes(template[place : place + 2], "big") - claimed
             template[place : place + 2] = (partial % 65535).to_bytes(2, "big")
+        if stage.ends:
+            self._staging.seal(link, stage)
+        behind = self._frames.padding(link, FRAME_SIZE + header + step) if records else 0
+        frame = FRAME.pack(PARTIAL_CHECKSUM | LAST_PIECE, kind.gso_type, gso_size, header + step)
         for before in range(0, payload, step):
             after = min(before + step, payload)
-            end = SIZE + header + after
-            behind = bytes(view[end : end + PADDING_MOST])
-            packet = view[SIZE + before : end]
-            packet[:header] = template
-            mend(packet, kind.layout, before, gso_size, after == payload)
-            part = view[before : end + PADDING_MOST]
-            self._super_packet(link, stage, part, part, end - before, kind, now)
-            view[end : end + PADDING_MOST] = behind
+            at, end = SIZE + before, SIZE + header + after
+            if heads is not None:
+                heads.write(view, at, end, before, last=after == payload)
+            else:
+                view[at : at + header] = template
+                mend(view[at:end], layout, before, gso_size, after == payload)
+            if records and after - before == step:
+                view[at - FRAME_SIZE : at] = frame
+                kept = bytes(view[end : end + behind])
+                self._frames.whole(link, stage.keypair, view, at - FRAME_SIZE, end)
+                view[end : end + behind] = kept
+                stage.sealed += end - at
+            else:
+                part = view[before : end + PADDING_MOST]
+                self._super_packet(link, stage, part, part, end - before, kind, now)
 
     def _as_transport(
         self, link: Link, stage: Stage, packet: memoryview, kind: SuperKind, now: float

@@ -40,6 +40,10 @@ _SEQUENCE = Struct("!I")
 TOTAL_LENGTH, IDENTIFICATION, FRAGMENT_FIELD, HEADER_CHECKSUM = 2, 4, 6, 10  # in the IPv4 header
 PAYLOAD_LENGTH: Final = 4  # in the IPv6 header
 TCP_SEQUENCE, TCP_FLAGS, UDP_LENGTH = 4, 13, 4  # in their headers
+# From the IPv4 header's total length to the TCP checksum: length, identification; fragment field, TTL,
+# protocol; checksum; addresses, ports; sequence number; acknowledgement; offset; flags; window;
+# checksum.
+_HEADS = Struct("!HH4sH12sI4sBB2sH")
 AT_LAST: Final = FIN | PSH
 
 
@@ -69,6 +73,58 @@ def mend(packet: memoryview, layout: Layout, before: int, gso_size: int, last: b
         _WORD.pack_into(packet, transport + UDP_LENGTH, len(packet) - transport)
     partial = _WORD.unpack_from(packet, place)[0]
     _WORD.pack_into(packet, place, (partial + len(packet) - claimed) % 65535)
+
+
+class Heads:
+    """Writes the headers of the parts of one super-packet, as `mend` does, for those of which there are most.
+
+    That is TCP over IPv4 without options: all that changes from part to part is written at once.
+    """
+
+    __slots__ = ("_constant", "_fields", "_gso_size", "_header", "_partial", "_template")
+
+    def __init__(self, template: bytes, gso_size: int, claimed: int) -> None:
+        """Take the headers of the whole and the length, in bytes, that its partial checksum has in it."""
+        self._template = template
+        self._header = len(template)
+        self._gso_size = gso_size
+        self._fields = fields = _HEADS.unpack_from(template, TOTAL_LENGTH)
+        length, identification, _, checksum = fields[:4]
+        # All words of the IPv4 header but the two that change; by RFC 1071 their sum is that of all words.
+        self._constant = 0xFFFF - checksum + 2 * 0xFFFF - length - identification
+        self._partial = fields[-1] - claimed
+
+    def write(self, view: memoryview, at: int, end: int, before: int, *, last: bool) -> None:
+        """Make `view[at:end]`, whose payload comes `before` bytes into the whole's, a super-packet.
+
+        `last`: it reaches the payload's end.
+        """
+        _, identification, fragment, _, addresses, sequence, acknowledged, offset, flags, window, _ = (
+            self._fields
+        )
+        size = end - at
+        identification = (identification + before // self._gso_size) & 0xFFFF
+        total = self._constant + size + identification
+        if not last:
+            flags &= ~AT_LAST & 0xFF
+        if before:
+            flags &= ~CWR & 0xFF
+        view[at : at + self._header] = self._template
+        _HEADS.pack_into(
+            view,
+            at + TOTAL_LENGTH,
+            size,
+            identification,
+            fragment,
+            -total % 65535,
+            addresses,
+            (sequence + before) & 0xFFFFFFFF,
+            acknowledged,
+            offset,
+            flags,
+            window,
+            (self._partial + size) % 65535,
+        )
 
 
 def split(

@@ -75,6 +75,10 @@ def nonce(counter: int, count: int, position: int = 0) -> bytes:
     return (counter << 32 | count << 8 | position).to_bytes(12, "little")
 
 
+WHOLE: Final = HEADER.pack(MAGIC, 0, 0, 0, 0)[:3]
+"""How a train begins that is a record: behind it comes how many datagrams it has."""
+
+
 class TrainForm:
     """Foresees how the next trains are made, so that they can be taken apart while they are read.
 
@@ -82,13 +86,14 @@ class TrainForm:
     are expected, after two trains of another kind none.
     """
 
-    __slots__ = ("_last", "_misses", "segment")
+    __slots__ = ("_last", "misses", "segment")
 
     def __init__(self) -> None:
         self.segment = 0
         """How long the datagrams of the next trains may be, in bytes; 0: no such train is expected."""
+        self.misses = 0
+        """Trains of another kind since the last of that one."""
         self._last = 0
-        self._misses = 0
 
     def see(self, buffer: bytearray, start: int, size: int, segment: int) -> int:
         """Learn from a train of which at least the first datagram lies at `start`.
@@ -104,38 +109,39 @@ class TrainForm:
             and not buffer[start + 2]
         ):
             if segment == self._last:
-                self.segment, self._misses = segment, 0
+                self.segment, self.misses = segment, 0
             self._last = segment
             return count
-        self._misses += 1
-        if self._misses > 1:
+        self.misses += 1
+        if self.misses > 1:
             self.segment = self._last = 0
         return 0
 
 
 class _Headers:
-    """The headers of one record's chunks, side by side.
+    """The headers of the chunks of a record of `count` chunks, side by side.
 
     From one record to the next only the counter changes, so only its bytes are written, each in all headers
     at once.
     """
 
-    __slots__ = ("_counter", "_data", "_made", "views")
+    __slots__ = ("_count", "_counter", "_data", "_remote", "views")
 
-    def __init__(self) -> None:
-        self._data = bytearray(HEADER_SIZE * RECORD_DATAGRAMS)
-        self._made = (0, 0)
+    def __init__(self, count: int) -> None:
+        self._data = bytearray(HEADER_SIZE * count)
+        self._count = count
+        self._remote = -1
         self._counter = 0
         with memoryview(self._data) as view:
             self.views = [view[at : at + HEADER_SIZE] for at in range(0, len(view), HEADER_SIZE)]
 
-    def set(self, count: int, remote: int, counter: int) -> None:
-        """Write the first `count` headers."""
-        data, end = self._data, count * HEADER_SIZE
-        if self._made != (count, remote):
-            for index in range(count):
-                HEADER.pack_into(data, index * HEADER_SIZE, MAGIC, index, count, remote, counter)
-            self._made = count, remote
+    def set(self, remote: int, counter: int) -> None:
+        """Write them."""
+        data = self._data
+        if self._remote != remote:
+            for index in range(self._count):
+                HEADER.pack_into(data, index * HEADER_SIZE, MAGIC, index, self._count, remote, counter)
+            self._remote = remote
         else:
             changed = counter ^ self._counter
             for place in range(COUNTER_AT, HEADER_SIZE):
@@ -143,7 +149,7 @@ class _Headers:
                     break
                 if changed & 0xFF:
                     byte = counter >> 8 * (place - COUNTER_AT) & 0xFF
-                    data[place:end:HEADER_SIZE] = BYTES[byte : byte + 1] * count
+                    data[place::HEADER_SIZE] = BYTES[byte : byte + 1] * self._count
                 changed >>= 8
         self._counter = counter
 
@@ -159,6 +165,7 @@ class _Form:
     """What goes behind the plaintext, so that they are equally long."""
     sealed: memoryview
     """Where ciphertext and tag go."""
+    headers: _Headers
     parts: Parts
     """Headers and chunks by turns."""
 
@@ -166,11 +173,10 @@ class _Form:
 class SuperframeSealer:
     """Seals frames and super-packets into the train."""
 
-    __slots__ = ("_forms", "_headers", "_scratch", "_train", "_view")
+    __slots__ = ("_forms", "_scratch", "_train", "_view")
 
     def __init__(self, train: Train) -> None:
         self._train = train
-        self._headers = _Headers()
         self._forms: dict[tuple[int, int], _Form] = {}
         self._scratch = bytearray(65_536)
         self._view = memoryview(self._scratch)
@@ -291,6 +297,11 @@ class SuperframeSealer:
         count = min(link.growth.datagrams, self._train.capacity(link, HEADER_SIZE + chunk))
         return count * chunk - TAG_SIZE
 
+    def padding(self, link: Link, length: int) -> int:
+        """Return how many bytes of padding `whole` writes behind so many bytes of frames."""
+        key = length, link.room
+        return len((self._forms.get(key) or self._form(*key)).padding)
+
     def whole(self, link: Link, keypair: Keypair, view: memoryview, start: int, end: int) -> None:
         """Seal the frames `view[start:end]`, no more than `record_room`, as one record.
 
@@ -312,7 +323,7 @@ class SuperframeSealer:
         aead.encrypt_into(
             (counter << 32 | count << 8).to_bytes(12, "little"), view[start:after], None, form.sealed
         )
-        self._headers.set(count, keypair.remote_index, counter)
+        form.headers.set(keypair.remote_index, counter)
         self._train.send_parts(link, form.parts, form.segment, count)
 
     def _form(self, length: int, room: int) -> _Form:
@@ -321,9 +332,10 @@ class SuperframeSealer:
         size = room + TAG_SIZE
         if (count * size - TAG_SIZE - length) * PADDING_SHARE > length:
             size = -(-(length + TAG_SIZE) // count)
+        headers = _Headers(count)
         parts: Parts = []
         for index in range(count):
-            parts += (self._headers.views[index], self._view[index * size : index * size + size])
+            parts += (headers.views[index], self._view[index * size : index * size + size])
         if len(self._forms) >= FORMS_KEPT:
             self._forms.clear()
         made = _Form(
@@ -331,6 +343,7 @@ class SuperframeSealer:
             HEADER_SIZE + size,
             bytes(count * size - TAG_SIZE - length),
             self._view[: count * size],
+            headers,
             parts,
         )
         self._forms[length, room] = made

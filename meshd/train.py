@@ -105,7 +105,8 @@ class Train:
 
     def send_parts(self, link: Link, parts: Parts, segment: int, count: int) -> None:
         """Send a train that lies elsewhere, behind what is in the buffer."""
-        self.send()
+        if self._count:
+            self.send()
         for endpoint in link.endpoints:
             self.transmit(endpoint, parts, segment)
         link.sent.datagrams += count

@@ -17,10 +17,10 @@ from typing import Final
 
 from crossedge.host.clock import realtime_offset
 from crossedge.host.gather import Gather, SocketName, argument
-from crossedge.host.receive import LONG, SINGLE, SLOT, Receiver, address_of
+from crossedge.host.receive import LONG, NAME, SINGLE, SLOT, Receiver, address_of
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
 from crossedge.meshd.inbound import Arrival
-from crossedge.meshd.superframe import HEADER_SIZE, TrainForm
+from crossedge.meshd.superframe import HEADER_SIZE, WHOLE, TrainForm
 from crossedge.meshd.train import Parts
 from crossedge.wire.endpoint import (
     DirectEndpoint,
@@ -112,7 +112,7 @@ class UdpShell:
         self._form = TrainForm()
         self._endpoints: dict[bytes, UdpEndpoint] = {}
         self._gathers: dict[int, Gather] = {}  # by the identity of the lists of parts, which they keep
-        self._names: dict[UdpEndpoint, SocketName] = {}
+        self._ways: dict[Endpoint, tuple[_Socket, SocketName, UdpEndpoint]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -180,17 +180,50 @@ class UdpShell:
                     if self.lone(receiver.buffer, size, source, now):
                         self._after()
                         return
+            taken = self._take_wholes(found, now) if receiver.parted and not entry.number else 0
             arrivals: list[Arrival] = []
-            self._gather(entry, found, arrivals, now)
+            if taken < len(found):
+                self._gather(entry, found, taken, arrivals, now)
             if arrivals:
                 self._receive(receiver.buffer, arrivals, self._clock())
             if not receiver.full:
                 return
 
+    def _take_wholes(self, found: list[tuple[int, int, int]], now: float) -> int:
+        """Hand on trains that look like records, up to the first that is none; returns how many those were.
+
+        How the kernel cut them need not be read: only what was taken apart where it is joined opens.
+        """
+        receiver, whole = self._receiver, self.whole
+        buffer, names, parted = receiver.buffer, receiver.names, receiver.parted
+        name, source = b"", None
+        taken = at = 0
+        for size, named, _ in found:
+            count = buffer[at + 3]
+            if count < 2 or count * parted != size or buffer[at : at + 3] != WHOLE:
+                break
+            if source is None or names[taken * NAME : taken * NAME + named] != name:
+                name = receiver.name(taken, named)
+                source = self._endpoints.get(name) or self._endpoint(name)
+            if not whole(buffer, at, at + size - (count - 1) * HEADER_SIZE, source, now):
+                break
+            taken += 1
+            at += SLOT
+        if taken:
+            self._form.misses = 0
+            self._end_wholes(now)
+            self._after()
+        return taken
+
     def _gather(
-        self, entry: _Socket, found: list[tuple[int, int, int]], arrivals: list[Arrival], now: float
+        self,
+        entry: _Socket,
+        found: list[tuple[int, int, int]],
+        slot: int,
+        arrivals: list[Arrival],
+        now: float,
     ) -> None:
-        """Tell apart what was read.
+        """Tell apart what was read, from a slot on.
 
         Nobody asks when a superframe arrived, so its stamp is not read.
         """
@@ -198,7 +231,7 @@ class UdpShell:
         buffer = receiver.buffer
         shift: float | None = None
         source: DirectEndpoint
-        slot, total, parted, wholes = 0, len(found), receiver.parted, False
+        total, parted = len(found), receiver.parted
         while slot < total:
             size, named, controlled = found[slot]
             first, at = slot, slot * SLOT
@@ -213,9 +246,6 @@ class UdpShell:
                     if entry.number:
                         source = SocketEndpoint(remote_of(source), entry.number)
                     after = at + size - (count - 1) * HEADER_SIZE
-                    if not arrivals and self.whole(buffer, at, after, source, now):
-                        wholes = True
-                        continue
                     heads = receiver.heads(first, count)
                     arrivals.append(Arrival(at, after, segment, source, now, 0, heads))
                     continue
@@ -245,9 +275,6 @@ class UdpShell:
                 source = SocketEndpoint(remote_of(source), entry.number)
             end = (slot - 1) * SLOT + size
             arrivals.append(Arrival(at, end, segment, source, stamp, SLOT if slot - first > 1 else 0))
-        if wholes:
-            self._end_wholes(now)
-            self._after()
 
     def _alike(self, found: list[tuple[int, int, int]], first: int) -> int:
         """Return the slot behind those with superframes as long as the first one's, from one source."""
@@ -276,55 +303,43 @@ class UdpShell:
 
         Parts are one for all, or two for each datagram; those stay in their places.
         """
-        entry = self._entry(endpoint)
+        way = self._ways.get(endpoint)
+        entry = way[0] if way is not None else self._entry(endpoint)
         if entry is None:
             return
         sent: int | None = 0
-        if entry.backlog:
-            pass
-        elif type(endpoint) is UdpEndpoint and len(parts[0]) == segment and len(parts) == 1:
-            try:  # a datagram alone goes the shortest way
-                entry.socket.sendto(parts[0], endpoint)
-            except BlockingIOError:
+        try:
+            if entry.backlog:
                 pass
-            except OSError as error:
+            elif way is None:
+                sent = self._push(entry, parts, segment, endpoint)
+            elif len(parts) > 1 and entry.gso and not parts[0].readonly:  # of what is, there is no address
+                gather = self._gathers.get(id(parts))
+                if gather is None or gather.segment != segment:
+                    gather = self._gathered(parts, segment)
+                gather.send(entry.to_kernel, way[1])
+                return
+            elif len(parts) == 1 and len(parts[0]) == segment:  # a datagram alone goes the shortest way
+                entry.socket.sendto(parts[0], way[2])
+                return
+            else:
+                sent = self._push(entry, parts, segment, endpoint)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if len(parts) == 1 or (error.errno not in NO_GSO and error.errno != errno.EINVAL):
                 self._refused(error, endpoint, segment)
                 return
-            else:
-                return
-        elif type(endpoint) is UdpEndpoint and entry.gso and len(parts) > 1 and not parts[0].readonly:
-            try:  # of what is read-only there is no address
-                self._gather_of(parts, segment).send(entry.to_kernel, self._name_of(endpoint))
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno not in NO_GSO and error.errno != errno.EINVAL:
-                    self._refused(error, endpoint, segment)
-                    return
-                sent = self._push(entry, parts, segment, endpoint)
-            else:
-                return
-        else:
             sent = self._push(entry, parts, segment, endpoint)
         if sent is not None:
             self._wait(entry, b"".join(parts)[sent:], segment, endpoint)
 
-    def _gather_of(self, parts: Parts, segment: int) -> Gather:
-        """Return the kernel's list of these parts."""
-        found = self._gathers.get(id(parts))
-        if found is None or found.segment != segment:
-            if len(self._gathers) >= GATHERS_KEPT:
-                self._gathers.clear()
-            found = self._gathers[id(parts)] = Gather(parts, segment)
-        return found
-
-    def _name_of(self, endpoint: UdpEndpoint) -> SocketName:
-        found = self._names.get(endpoint)
-        if found is None:
-            if len(self._names) >= ENDPOINTS_KEPT:
-                self._names.clear()
-            found = self._names[endpoint] = SocketName(*endpoint)
-        return found
+    def _gathered(self, parts: Parts, segment: int) -> Gather:
+        """Return the kernel's list of these parts, made anew."""
+        if len(self._gathers) >= GATHERS_KEPT:
+            self._gathers.clear()
+        made = self._gathers[id(parts)] = Gather(parts, segment)
+        return made
 
     def send(self, datagram: bytes, endpoint: Endpoint, ttl: int | None = None) -> None:
         """Send one datagram of the control side, past what waits. `ttl` holds for this datagram only."""
@@ -344,6 +359,10 @@ class UdpShell:
     def _entry(self, endpoint: Endpoint) -> _Socket | None:
         if type(endpoint) is UdpEndpoint:
             entry = self._v6 if ":" in endpoint.host else self._v4
+            if entry is not None:
+                if len(self._ways) >= ENDPOINTS_KEPT:
+                    self._ways.clear()
+                self._ways[endpoint] = entry, SocketName(*endpoint), endpoint
         elif isinstance(endpoint, SocketEndpoint):
             entry = self._further.get(endpoint.local) or self._new_further(endpoint.local)
         else:
