@@ -17,7 +17,7 @@ import pytest
 
 from crossedge.cni import device
 from crossedge.cni.ipam import ADDED, SUSPICION, Entry
-from crossedge.cni.node import Node, Paths
+from crossedge.cni.node import Node, Paths, read_node, write_node
 from crossedge.cni.recovery import recover
 from crossedge.cni.serve import CniServer
 from crossedge.cni.spec import EXISTS, CniError
@@ -254,6 +254,8 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     assert "waits for meshd to be ready" in problem
     command(tmp_path, "install", "--bundle", str(bundle), "--now")
     assert json.loads(command(tmp_path, "check", "--json")) == {"problems": []}
+    said_by_daemon = replace(read_node(Paths(tmp_path)), mtu=1300, big_tcp=True)
+    write_node(Paths(tmp_path), said_by_daemon)
     match = ("--pod-cidr", found["prefixes"][0])
     assert command(tmp_path, "install", "--bundle", str(bundle), *match)
     said = command(
@@ -261,6 +263,7 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     )
     assert "10.244.3.0/24" in said
     assert found["prefixes"][0] in said
+    assert read_node(Paths(tmp_path)) == said_by_daemon
     with pods() as (pod,):
         node = Node_.__new__(Node_)
         node.paths, node.root = Paths(tmp_path), tmp_path

@@ -160,6 +160,26 @@ def test_tcp_leaves_in_super_packets_beyond_64_kib() -> None:
     tun.close()
 
 
+def test_more_addresses_are_sent_to_than_the_kernel_keeps_neighbours() -> None:
+    """There is an entry for each, but it needs no answer, and makes room for another."""
+    tun = open_device("crossedge0")
+    up()
+    ip("route add 10.160.0.0/12 dev crossedge0")
+    ip("-6 addr add fd00::1/128 dev crossedge0", "-6 route add fd00::/48 dev crossedge0")
+    drain(tun)
+    for family, prefix in ((socket.AF_INET, "10.160."), (socket.AF_INET6, "fd00::7:")):
+        arrived = 0
+        with socket.socket(family, socket.SOCK_DGRAM) as inner:
+            for number in range(3000):
+                high, low = divmod(number, 250)
+                host = f"{high}.{low}" if family == socket.AF_INET else f"{high:x}:{low:x}"
+                inner.sendto(b"hello", (prefix + host, 9))
+                if number % 100 == 99:
+                    arrived += sum(frame.endswith(b"hello") for frame in drain(tun))
+        assert arrived == 3000
+    tun.close()
+
+
 @pytest.mark.parametrize("disable", [{"big_tcp"}, {"uso4", "uso6"}, {"csum"}])
 def test_where_an_offload_is_disabled_it_is_a_tun(
     disable: set[str], caplog: pytest.LogCaptureFixture
