@@ -32,6 +32,8 @@ STATISTICS = struct.Struct("=II")
 """Frames and, of them, those that did not fit the buffer, since they were asked for last."""
 FANOUT = struct.Struct("=HHI")
 """Number of the group, how it shares frames, and how many sockets it may have."""
+GROUPS = 0xCE5E
+"""Number of the first group, out of the way of those that programs have by default, which are small."""
 BUFFER = 16 * 1024 * 1024
 """Bytes that wait in a socket at most; the kernel doubles it, and counts its own structures in."""
 
@@ -62,14 +64,28 @@ def take_reader(descriptor: int) -> None:
 def _set_reading(opened: socket.socket) -> None:
     opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     opened.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+    _set_buffer(opened, SO_RCVBUFFORCE, socket.SO_RCVBUF)
+
+
+def _set_buffer(opened: socket.socket, force: int, option: int) -> None:
+    """Have room for `BUFFER`; raises `OSError` where neither we may have it nor everybody may.
+
+    Root of a user namespace may have what everybody may (net.core.rmem_max, wmem_max), by default not even
+    two long super-packets.
+    """
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, force, BUFFER)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        if opened.getsockopt(socket.SOL_SOCKET, option) < 2 * BUFFER:
+            raise OSError(errno.EPERM, "a packet socket may not have the buffer that it needs") from None
 
 
 def open_writer(link: str) -> int:
     """Return a non-blocking socket whose frames leave by a link, and which reads none; raises `OSError`."""
     with _socket() as opened:
         opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
+        _set_buffer(opened, SO_SNDBUFFORCE, socket.SO_SNDBUF)
         opened.bind((link, 0))
         return opened.detach()
 
@@ -79,15 +95,17 @@ def hold(link: str, index: int, what: str) -> int:
 
     It is a group of packet sockets (PACKET_FANOUT) that has room for one. The kernel numbers groups in each
     network namespace, wants CAP_NET_RAW for them, and ends them with their last socket, also where a process
-    was killed: no file is left, and nobody without rights can be in the way. The number, of 16 bits, is the
-    link's index. What waits in the reading socket is not lost by it, and that socket may be handed on alone.
+    was killed: no file is left, and nobody without rights can be in the way. Its number, of 16 bits, follows
+    from the link's index. The reading socket is none of the group, so it may be handed on alone.
 
     Raises `DeviceTakenError` where another process has it, naming `what`; else `OSError`.
     """
     with _socket() as opened:
         opened.bind((link, ETH_P_NOBODY))
         try:
-            opened.setsockopt(SOL_PACKET, PACKET_FANOUT, FANOUT.pack(index & 0xFFFF, PACKET_FANOUT_CPU, 1))
+            opened.setsockopt(
+                SOL_PACKET, PACKET_FANOUT, FANOUT.pack(GROUPS + index & 0xFFFF, PACKET_FANOUT_CPU, 1)
+            )
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

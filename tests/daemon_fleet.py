@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 from click.testing import CliRunner
 
 from crossedge.cli.main import crossedge
@@ -40,6 +41,8 @@ from tests.waiting import answered, until
 REGISTERED_WITHIN = 60.0
 DEVICES = {"veth": "", "tun": 'disable_offloads = ["big_tcp"]\n'}
 """Kinds of a daemon's device, and what its configuration says for them."""
+EACH_DEVICE = [pytest.param("veth", marks=pytest.mark.pair), "tun"]
+"""Parameters of a fixture."""
 COMMANDS: dict[str, click.Command] = {
     "crossedge": crossedge,
     "crossedge-cni": crossedge_cni,

@@ -38,7 +38,9 @@ PAIR: frozenset[str] = frozenset()
 """Offloads to disable for a veth pair."""
 TUN = frozenset({BIG_TCP})
 """Those for a TUN."""
-both_devices = pytest.mark.parametrize("disable", [PAIR, TUN], ids=["veth", "tun"])
+both_devices = pytest.mark.parametrize(
+    "disable", [pytest.param(PAIR, id="veth", marks=pytest.mark.pair), pytest.param(TUN, id="tun")]
+)
 
 
 async def host_state(

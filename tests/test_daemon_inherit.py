@@ -14,7 +14,7 @@ import pytest
 
 from crossedge.host.device import attached_name
 from crossedge.lab.demo_mesh import CONFIG, program
-from tests.daemon_fleet import DEVICES, Fleet, a_fleet, longest_gap
+from tests.daemon_fleet import DEVICES, EACH_DEVICE, Fleet, a_fleet, longest_gap
 from tests.underlays import FARM, HOME, two_regions
 from tests.waiting import until
 
@@ -94,7 +94,7 @@ class ServiceManager:
         self._socket.close()
 
 
-@pytest.fixture(scope="module", params=DEVICES)
+@pytest.fixture(scope="module", params=EACH_DEVICE)
 def device(request: pytest.FixtureRequest) -> str:
     """The kind of the barn's device."""
     return str(request.param)
@@ -171,6 +171,7 @@ def test_a_tun_that_was_deleted_is_no_longer_kept(fleet: Fleet, manager: Service
         assert attached_name(kept) == "crossedge0"
 
 
+@pytest.mark.pair
 def test_a_restart_with_another_kind_of_device_keeps_that_ones_descriptor(
     fleet: Fleet, manager: ServiceManager, device: str
 ) -> None:

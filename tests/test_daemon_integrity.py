@@ -15,7 +15,7 @@ import pytest
 
 from crossedge.lab.flows import run_flows
 from crossedge.lab.topology import Conditions
-from tests.daemon_fleet import DEVICES, Fleet, a_fleet
+from tests.daemon_fleet import DEVICES, EACH_DEVICE, Fleet, a_fleet
 from tests.underlays import DELAY_MS, EAST, WEST, node, two_regions
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.tool("ethtool")]
@@ -41,7 +41,7 @@ DISORDER: Final = (
 """What would have been counted if datagrams had been put together wrongly."""
 
 
-@pytest.fixture(scope="module", params=DEVICES)
+@pytest.fixture(scope="module", params=EACH_DEVICE)
 def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     topology = two_regions("integrity", node("lawn", EAST), node("yard", WEST))
     configs = {"yard": DEVICES[request.param]}

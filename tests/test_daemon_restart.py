@@ -12,7 +12,7 @@ from crossedge.lab.demo import registered
 from crossedge.lab.demo_mesh import CONFIG
 from crossedge.meshd.state import MAX_MEMBERS_SIZE, MEMBERS
 from crossedge.wire.codec import load
-from tests.daemon_fleet import DEVICES, Fleet, a_fleet, changes, longest_gap, pod_prefixes
+from tests.daemon_fleet import DEVICES, EACH_DEVICE, Fleet, a_fleet, changes, longest_gap, pod_prefixes
 from tests.fair_clock import FairClock
 from tests.underlays import FARM, HOME, WEST, node, two_regions
 from tests.waiting import until
@@ -25,7 +25,7 @@ INTERVAL = 0.02
 TOPOLOGY = two_regions("restart", HOME, FARM, node("yard", WEST))
 
 
-@pytest.fixture(scope="module", params=DEVICES)
+@pytest.fixture(scope="module", params=EACH_DEVICE)
 def device(request: pytest.FixtureRequest) -> str:
     """The kind of the attic's device."""
     return str(request.param)

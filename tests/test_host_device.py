@@ -28,7 +28,7 @@ from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Netlink
 from crossedge.host.tun import BIG_TCP, OFFLOADS, Tun
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.usefixtures("inside")]
+pytestmark = [pytest.mark.namespaces, pytest.mark.pair, pytest.mark.usefixtures("inside")]
 NO_PAIR = frozenset({BIG_TCP})
 HOLD = """
 import sys, time

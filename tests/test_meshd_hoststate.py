@@ -121,6 +121,7 @@ async def test_the_device_is_back_within_a_second_whatever_its_kind(
     assert state.report()["tun"]["kind"] == ("tun" if disable else "veth")
 
 
+@pytest.mark.pair
 @pytest.mark.parametrize(
     "commands",
     [
@@ -147,6 +148,7 @@ async def test_what_only_a_pair_has_is_back_within_a_second(
     await sees_it_repaired(namespace, state, commands)
 
 
+@pytest.mark.pair
 async def test_sockets_of_a_far_end_that_was_down_are_made_anew(namespace: Namespace) -> None:
     """They have an error to tell, at which an event loop may take them for dead."""
     opened: list[Tun] = []
@@ -169,6 +171,7 @@ async def test_sockets_of_a_far_end_that_was_down_are_made_anew(namespace: Names
     state.close()
 
 
+@pytest.mark.pair
 async def test_an_end_that_left_and_came_back_is_made_anew(namespace: Namespace, state: HostState) -> None:
     """The sockets let go of a link that leaves the namespace."""
     before = picture(namespace)
