@@ -187,7 +187,7 @@ class HostKernel:
         if link is None:
             raise OSError(f"the TUN {name} is gone again")
         self.index = link.index
-        fits = (link.mtu, link.gso_max_size) == (self.desired.mtu, GSO_MAX_SIZE)
+        fits = True
         if not link.up or not fits:
             batch = Batch()
             set_link(
@@ -195,7 +195,6 @@ class HostKernel:
                 self.index,
                 up=True,
                 mtu=self.desired.mtu,
-                gso_max_size=GSO_MAX_SIZE,
                 link_local=link.up,
             )
             netlink.run(batch)
