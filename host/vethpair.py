@@ -48,10 +48,12 @@ FAR_SUFFIX = "-far"
 NEW_SUFFIX = "-new"
 STEM = 11
 """Bytes of the near end's name that the others begin with: so they are no longer than a name may be."""
-BIG_TCP_SIZE = 187_600
-"""Longest IPv4 super-packet that leaves by the near end, in bytes: three records of 47 segments."""
-INWARD_SIZE = 262_144
-"""Longest super-packet towards the host, and on to its pods, in bytes: whatever is joined is shorter."""
+BIG_TCP_SIZE = 375_000
+"""Longest IPv4 super-packet that leaves by the near end, in bytes: six records of 47 segments, and what TCP
+keeps free for headers."""
+INWARD_SIZE = 524_280
+"""Longest super-packet towards the host, and on to its pods, in bytes: the kernel's own bound, and more than
+is ever joined."""
 FAR_MTU = 65_535
 KEPT = frozenset(
     {

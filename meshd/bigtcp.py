@@ -19,7 +19,7 @@ from crossedge.meshd.segment import TCP_FLAGS, renew_header_checksum, set_length
 from crossedge.meshd.sink import Sink
 from crossedge.meshd.virtio import SIZE
 
-JOINED: Final = 3
+JOINED: Final = 6
 """Super-packets at most: as many records as there are buffers to open them into."""
 
 # In a frame: type of service; TCP's ports, sequence number, acknowledgement, header length, flags, window.

@@ -72,7 +72,7 @@ from crossedge.meshd.virtio import (
 )
 from crossedge.wire.errors import WireError
 
-LARGEST_FRAME: Final = 196_608  # bytes: what a device gives out that has super-packets beyond 64 KiB
+LARGEST_FRAME: Final = 393_216  # bytes: what a device gives out that has super-packets beyond 64 KiB
 START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crossedge.meshd.bigtcp import JOINED
 from crossedge.meshd.growth import RECORD_DATAGRAMS
 from crossedge.meshd.outbound import LARGEST_FRAME
 from crossedge.meshd.tun import TunShell
@@ -141,7 +142,7 @@ def body(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-@pytest.mark.parametrize("size", [65_484, 65_485, 100 * GSO, 141 * GSO, 141 * GSO - 500])
+@pytest.mark.parametrize("size", [65_484, 65_485, 100 * GSO, 282 * GSO, 282 * GSO - 500])
 @pytest.mark.parametrize("flags", [0x10, 0x18, 0x19])
 def test_one_leaves_as_records_and_comes_out_joined(size: int, flags: int) -> None:
     alice, bob = pair(size=1472)
@@ -158,7 +159,7 @@ def test_one_leaves_as_records_and_comes_out_joined(size: int, flags: int) -> No
         assert joining.packets() == stream_of(payload, flags=flags)
     lengths = {len(datagram) for datagram in datagrams}
     assert len(lengths) <= 2
-    parts = 2 if size <= 96 * GSO else 3
+    parts = -(-size // (48 * GSO))
     if flags == 0x19:  # what ends the stream goes alone
         assert written == 2
     else:
@@ -168,7 +169,7 @@ def test_one_leaves_as_records_and_comes_out_joined(size: int, flags: int) -> No
 def test_all_but_the_last_datagrams_of_a_burst_are_equally_long() -> None:
     alice, _ = pair(size=1472)
     grown(alice)
-    for size in (141 * GSO, 100 * GSO, 141 * GSO - 700, 48 * GSO, 47 * GSO):
+    for size in (282 * GSO, 100 * GSO, 282 * GSO - 700, 48 * GSO, 47 * GSO):
         payload = body(size)
         frame = big_frame(payload) if size > 65_484 else super_frame(tcp(payload, partial=True), GSO)
         alice.read(frame)
@@ -252,20 +253,20 @@ def run_of(count: int, size: int = 40 * GSO, **fields: object) -> list[bytes]:
     ]
 
 
-def test_super_packets_that_follow_one_another_are_joined_by_threes() -> None:
+def test_super_packets_that_follow_one_another_are_joined_up_to_a_bound() -> None:
     alice, bob = pair(size=1472)
     joining = Joining(bob)
     grown(alice)
-    frames = run_of(8)
+    frames = run_of(2 * JOINED + 2)
     bob.take_parted(*burst(alice, frames), source=ALICE)
     expected = packets_of(*frames)
     assert joining.packets() == expected
     # The first of a flow is judged at length, and goes alone.
-    assert joining.parts == [3, 3]
-    assert bob.plane.counters()["joined_packets"] == 6
+    assert joining.parts == [JOINED, JOINED]
+    assert bob.plane.counters()["joined_packets"] == 2 * JOINED
     bob.take_parted(*burst(alice, frames), source=ALICE)
     assert joining.packets() == expected
-    assert joining.parts[2:] == [3, 3, 2]
+    assert joining.parts[2:] == [JOINED, JOINED, 2]
 
 
 def test_without_big_tcp_they_are_written_as_they_came() -> None:
@@ -387,7 +388,7 @@ class Veth:
         for each in (self.far_read, self.reader, self.far_write, self.sender):
             each.setblocking(False)
             each.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 20)
-        self.buffer = bytearray(200_000)
+        self.buffer = bytearray(400_000)
         self.frames: list[bytes] = []
         self.shell = TunShell(
             self.reader.fileno(),
@@ -416,7 +417,7 @@ def veth() -> Iterator[Veth]:
 @pytest.mark.asyncio
 async def test_the_link_header_is_put_aside_and_offsets_count_from_the_packet_on(veth: Veth) -> None:
     link = bytes(range(14))
-    frames = [super_frame(tcp(body(3000), partial=True), GSO), plain(tcp(b"x")), big_frame(body(180_000))]
+    frames = [super_frame(tcp(body(3000), partial=True), GSO), plain(tcp(b"x")), big_frame(body(374_000))]
     for frame in frames:
         high = Header(*HEADER.unpack_from(frame)).pack(ETHERNET)
         veth.far_read.send(high + link + frame[SIZE:])

@@ -116,7 +116,7 @@ class Wire:
         """Carry frames from one device to the other, virtio headers and all."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                frame = os.read(self.state[source].tun.descriptor, 300_000)
+                frame = os.read(self.state[source].tun.descriptor, 500_000)
                 link = 14 if self.state[source].tun.sender >= 0 else 0
                 self.frames.append(frame[:10] + frame[10 + link :])
                 with contextlib.suppress(OSError, RuntimeError):  # the other side may be down

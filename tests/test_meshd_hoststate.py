@@ -163,7 +163,7 @@ async def test_sockets_of_a_far_end_that_was_down_are_made_anew(namespace: Names
         os.fstat(first.descriptor)
     with namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
         inner.sendto(b"passes", ("10.160.2.7", 9))
-    assert os.read(state.tun.descriptor, 300_000).endswith(b"passes")
+    assert os.read(state.tun.descriptor, 500_000).endswith(b"passes")
     other = namespace.call(HostState, DESIRED)
     with pytest.raises(OSError, match="another process holds it"):
         other.start(asyncio.get_running_loop())
@@ -205,10 +205,10 @@ async def sees_it_repaired(namespace: Namespace, state: HostState, commands: lis
     other.close()
     with contextlib.suppress(BlockingIOError):
         while True:
-            os.read(state.tun.descriptor, 300_000)
+            os.read(state.tun.descriptor, 500_000)
     with namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
         inner.sendto(b"passes", ("10.160.2.7", 9))
-    assert os.read(state.tun.descriptor, 300_000).endswith(b"passes")
+    assert os.read(state.tun.descriptor, 500_000).endswith(b"passes")
 
 
 async def test_our_own_changes_are_not_taken_for_those_of_others(
