@@ -1,5 +1,6 @@
 """The device is a veth pair where the kernel has all it needs, else a TUN; each gives way to the other."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -107,7 +108,7 @@ def test_packets_pass_both_ways_behind_a_virtio_and_an_ethernet_header() -> None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
         inner.bind(("10.9.0.1", 7))
         inner.sendto(b"out", ("10.9.0.2", 9))
-        (frame,) = drain(tun)
+        (frame,) = (each for each in drain(tun) if each.endswith(b"out"))
         virtio, ethernet, packed = frame[:10], frame[10:24], bytearray(frame[24:])
         assert ethernet == tun.mac + tun.mac + b"\x08\x00"
         assert virtio[:2] == b"\x01\x00"  # the checksum is left to us
@@ -117,7 +118,7 @@ def test_packets_pass_both_ways_behind_a_virtio_and_an_ethernet_header() -> None
         os.write(tun.sender, bytes(10) + tun.mac + bytes(6) + b"\x08\x00" + answer)
         inner.settimeout(5)
         assert inner.recv(10) == b"out"
-    assert drain(tun) == []  # what is written is not read
+    assert not any(each.endswith(b"out") for each in drain(tun))  # what is written is not read
     tun.close()
 
 
@@ -146,12 +147,14 @@ def test_tcp_leaves_in_super_packets_beyond_64_kib() -> None:
                 server.setblocking(False)
                 try:
                     accepted, _ = server.accept()
+                    accepted.setblocking(False)
                 except BlockingIOError:
                     continue
             try:
                 sent += client.send(bytes(1 << 20))
             except BlockingIOError:
-                accepted.recv(1 << 20)
+                with contextlib.suppress(BlockingIOError):
+                    accepted.recv(1 << 20)
             if max(sizes) > 374_000 and sent > 4 << 20:
                 break
         assert accepted is not None
@@ -325,7 +328,7 @@ def test_an_inherited_reader_is_taken_over_with_what_waits_in_it() -> None:
     ip("link set crossedge0-far down")
     adopted = open_device("crossedge0", inherited)
     assert adopted.descriptor == inherited
-    assert drain(adopted)[0].endswith(b"waits")
+    assert any(each.endswith(b"waits") for each in drain(adopted))
     adopted.close()
 
 
