@@ -46,7 +46,7 @@ from crossedge.meshd.packet import (
     may_fragment,
 )
 from crossedge.meshd.policy import NO_PEER, Policy
-from crossedge.meshd.segment import Heads, fragments, mend, split
+from crossedge.meshd.segment import Heads, fragments, mend, progression, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.staging import Stage, Staging
 from crossedge.meshd.stockseal import room as transport_room
@@ -456,8 +456,9 @@ class Outbound:
         """
         header, gso_size, layout = kind.header, kind.gso_size, kind.layout
         payload = length - SIZE - header
-        records = stage.superframes and kind.most > 0
-        step = kind.most or (CLAIMED - header) // gso_size * gso_size
+        most = kind.most or (CLAIMED - header) // gso_size * gso_size
+        number = -(-payload // most)
+        step = -(-payload // number // gso_size) * gso_size
         template = bytearray(view[SIZE : SIZE + header])
         claimed = length - SIZE
         heads = None
@@ -469,9 +470,10 @@ class Outbound:
             template[place : place + 2] = (partial % 65535).to_bytes(2, "big")
         if stage.ends:
             self._staging.seal(link, stage)
-        behind = self._frames.padding(link, FRAME_SIZE + header + step) if records else 0
-        frame = FRAME.pack(PARTIAL_CHECKSUM | LAST_PIECE, kind.gso_type, gso_size, header + step)
-        for before in range(0, payload, step):
+        done = 0
+        if heads is not None and stage.superframes and kind.most:
+            done = self._row(link, stage, view, kind, heads, step, number - 1)
+        for before in range(done, payload, step):
             after = min(before + step, payload)
             at, end = SIZE + before, SIZE + header + after
             if heads is not None:
@@ -479,15 +481,34 @@ class Outbound:
             else:
                 view[at : at + header] = template
                 mend(view[at:end], layout, before, gso_size, after == payload)
-            if records and after - before == step:
-                view[at - FRAME_SIZE : at] = frame
-                kept = bytes(view[end : end + behind])
-                self._frames.whole(link, stage.keypair, view, at - FRAME_SIZE, end)
-                view[end : end + behind] = kept
-                stage.sealed += end - at
-            else:
-                part = view[before : end + PADDING_MOST]
-                self._super_packet(link, stage, part, part, end - before, kind, now)
+            behind = b"" if after == payload else bytes(view[end : end + PADDING_MOST])
+            part = view[before : end + PADDING_MOST]
+            self._super_packet(link, stage, part, part, end - before, kind, now)
+            view[end : end + len(behind)] = behind
+
+    def _row(
+        self,
+        link: Link,
+        stage: Stage,
+        view: memoryview,
+        kind: SuperKind,
+        heads: Heads,
+        step: int,
+        number: int,
+    ) -> int:
+        """Send so many equal parts as records; returns how much payload that was, 0 where it cannot be."""
+        header = kind.header
+        head, end = FRAME_SIZE + header, SIZE + header + step
+        heads.write(view, SIZE, end, 0, last=False)
+        FRAME.pack_into(
+            view, START, PARTIAL_CHECKSUM | LAST_PIECE, kind.gso_type, kind.gso_size, header + step
+        )
+        foreseen = progression(view[START : START + head], FRAME_SIZE, step, kind.gso_size, number)
+        if foreseen is None:
+            return 0
+        self._frames.row(link, stage.keypair, view, START, end, foreseen, head, step, number)
+        stage.sealed += number * (header + step)
+        return number * step
 
     def _as_transport(
         self, link: Link, stage: Stage, packet: memoryview, kind: SuperKind, now: float
