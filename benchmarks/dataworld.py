@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from crossedge.host.tun import GSO_MAX_SIZE, MTU
+from crossedge.host.vethpair import BIG_TCP_SIZE, INWARD_SIZE
 from crossedge.lab.demo_mesh import call, each, program
 from crossedge.lab.sites import FORWARDING, Port, Site, join, macs, make_site
 from crossedge.lab.topology import Conditions
@@ -240,11 +241,12 @@ def pod_address(bundle: Bundle) -> str:
     return str(next(prefix for prefix in bundle.certificate.prefixes if prefix.version == 4)[2])
 
 
-def attach_pod(stack: ExitStack, node: Site, name: str, address: str) -> Site:
-    """Make a pod as the plugin does: a routed veth pair whose super-packets fit the TUN."""
+def attach_pod(stack: ExitStack, node: Site, name: str, address: str, big_tcp: bool) -> Site:
+    """Make a pod as the plugin does: a routed veth pair whose super-packets fit the daemon's device."""
     pod = make_site(stack, name, NUMBERS)
     inside, outside = pod.port("eth0"), node.port("pod")
-    join(inside, outside, mtu=MTU, gso_max_size=GSO_MAX_SIZE)
+    sizes = (BIG_TCP_SIZE, INWARD_SIZE) if big_tcp else (0, 0)
+    join(inside, outside, mtu=MTU, gso_max_size=GSO_MAX_SIZE, gso_ipv4_max_sizes=sizes)
     pod.address(inside, f"{address}/32")
     pod.neighbour(inside, GATEWAY, outside.mac)
     pod.route("0.0.0.0/0", inside.index, GATEWAY)
@@ -310,6 +312,9 @@ class Crossedge:
                 return {}
         return answer
 
+    def _is_big_tcp(self, side: str) -> bool:
+        return "big_tcp" in self.ask(side, "status")["offloads"]["tun"]
+
     def _registered(self, side: str) -> bool:
         return any(s["state"] == "registered" for s in self.ask(side, "status").get("rendezvous", ()))
 
@@ -320,7 +325,7 @@ class Crossedge:
         if pods:
             found = {side: pod_address(bundle) for side, bundle in self.bundles.items()}
             sites = [
-                attach_pod(world.stack, world.site(s), f"pod-{world.name}-{s}", found[s])
+                attach_pod(world.stack, world.site(s), f"pod-{world.name}-{s}", found[s], self._is_big_tcp(s))
                 for s in ("left", "right")
             ]
             target = found["right"]

@@ -94,7 +94,7 @@ def _show_status(answer: dict[str, Any]) -> None:
         "peers": f"{peers['known']} known, {peers['direct']} direct, {peers['relay']} relayed",
         "latency": f"{answer['latency']['measured']} pairs measured, "
         f"{answer['latency']['unreachable']} unreachable",
-        "offloads": f"UDP: {offloads}; TUN: {' '.join(answer['offloads']['tun']) or 'none'}",
+        "offloads": f"UDP: {offloads}; {_device(answer)}: {' '.join(answer['offloads']['tun']) or 'none'}",
     }
     width = max(map(len, facts))
     for name, text in facts.items():
@@ -117,6 +117,11 @@ def _show_status(answer: dict[str, Any]) -> None:
         click.echo(f"wrong: {problem['what']}\n       {problem['fix']}")
     if not answer["problems"]:
         click.echo("nothing is wrong")
+
+
+def _device(answer: dict[str, Any]) -> str:
+    """Return what hands the host's packets to the daemon; one of an earlier release does not say."""
+    return "veth" if answer["host"]["tun"].get("kind") == "veth" else "TUN"
 
 
 def _words(name: str) -> str:

@@ -127,7 +127,7 @@ def add(host: Host, request: Request) -> bytes:
         entry = _repeated(host, draft)
         if entry is None:
             entry = _reserve(host, draft, node, wishes)
-            _attach(host, entry, netns, node.mtu)
+            _attach(host, entry, netns, node)
     return extended(before, _result(entry, node, wishes)).encode(config.version)
 
 
@@ -172,13 +172,13 @@ def _try_reserve(host: Host, draft: Entry, node: Node, wishes: spec.Wishes) -> E
         return change.put(change.ledger.reserve(dated, node.prefixes, wishes.addresses))
 
 
-def _attach(host: Host, entry: Entry, netns: Namespace, mtu: int) -> None:
+def _attach(host: Host, entry: Entry, netns: Namespace, node: Node) -> None:
     with ExitStack() as undo:
         undo.callback(_release, host, entry)
         flush = _Flush(host.store)
         undo.callback(flush.wait)
         with host.kernel:
-            device.set_up(host.netlink(), entry, netns, mtu)
+            device.set_up(host.netlink(), entry, netns, node)
         device.forward({address.version for address in entry.addresses})
         flush.wait()
         with host.store.transaction() as change:

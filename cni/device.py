@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from crossedge.cni.ipam import Entry
+from crossedge.cni.node import Node
 from crossedge.cni.spec import EXISTS, KERNEL, CniError
 from crossedge.host import sysctl
 from crossedge.host.addresses import add_address, list_addresses
@@ -37,6 +38,7 @@ from crossedge.host.neighbours import Neighbour, list_neighbours, set_neighbour
 from crossedge.host.netlink import Address, Batch, Netlink, NetlinkError, Network
 from crossedge.host.routes import Route, list_routes, set_route
 from crossedge.host.tun import GSO_MAX_SIZE
+from crossedge.host.vethpair import BIG_TCP_SIZE, INWARD_SIZE
 
 GROUP: Final = 0xCE5E
 """Group of our links at the host's side: by it they are known for ours."""
@@ -90,7 +92,7 @@ def require_ipv6(prefixes: Iterable[Network]) -> None:
             )
 
 
-def set_up(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:
+def set_up(netlink: Netlink, entry: Entry, netns: Namespace, node: Node) -> None:
     """Make the pair and all that belongs to it.
 
     Raises:
@@ -107,7 +109,7 @@ def set_up(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:
                 raise CniError(EXISTS, f"a foreign link {entry.host} exists already on the host")
             remove(netlink, [entry.host])  # of an earlier life: no live attachment has this name
         try:
-            _make(netlink, pod, entry, netns, mtu)
+            _make(netlink, pod, entry, netns, node)
         except BaseException:
             remove(netlink, [entry.host])
             raise
@@ -128,13 +130,22 @@ def _vacant(netlink: Netlink, pod: Netlink, interface: str) -> bool:
     return get_link(pod, interface) is None
 
 
-def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, mtu: int) -> None:
+def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, node: Node) -> None:
     mac, host_mac = (bytes.fromhex(text.replace(":", "")) for text in (entry.mac, entry.host_mac))
+    mtu, outward = node.mtu, _outward_size(node)
+    inward = INWARD_SIZE if node.big_tcp else 0
     batch = Batch()
     add_veth(
         batch,
-        VethEnd(entry.host, mac=host_mac, mtu=mtu, group=GROUP),
-        VethEnd(entry.interface, netns.fileno(), mac=mac, mtu=mtu, gso_max_size=GSO_MAX_SIZE),
+        VethEnd(entry.host, mac=host_mac, mtu=mtu, group=GROUP, gso_ipv4_max_size=inward),
+        VethEnd(
+            entry.interface,
+            netns.fileno(),
+            mac=mac,
+            mtu=mtu,
+            gso_max_size=GSO_MAX_SIZE,
+            gso_ipv4_max_size=outward,
+        ),
     )
     _run(netlink, batch)
     inside, outside = get_link(pod, entry.interface), get_link(netlink, entry.host)
@@ -148,6 +159,11 @@ def _make(netlink: Netlink, pod: Netlink, entry: Entry, netns: Namespace, mtu: i
     _run(pod, _pod_side(entry, inside.index, host_mac))
     _run(netlink, _host_side(entry, outside.index))
     _rouse(pod, inside.index)
+
+
+def _outward_size(node: Node) -> int:
+    """Return the longest super-packet of IPv4 that a pod sends."""
+    return BIG_TCP_SIZE if node.big_tcp else GSO_MAX_SIZE
 
 
 def _rouse(pod: Netlink, index: int) -> None:
@@ -248,7 +264,7 @@ def owner(netlink: Netlink, netns: Namespace, interface: str) -> Link | None:
     return outside
 
 
-def repair(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int, outside_lacks: bool) -> list[str]:
+def repair(netlink: Netlink, entry: Entry, netns: Namespace, node: Node, outside_lacks: bool) -> list[str]:
     """Set right what is missing of an attachment whose namespace lives; return in words what was.
 
     `outside_lacks` says whether the host's side is to be set up again: who looks at many attachments finds
@@ -265,8 +281,9 @@ def repair(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int, outside_l
                 return []  # a foreign interface by that name
             if outside is not None:
                 remove(netlink, [entry.host])
-            _make(netlink, pod, entry, netns, mtu)
+            _make(netlink, pod, entry, netns, node)
             return [f"the link {entry.host} was gone"]
+        _resize(pod, inside, node)
         found = pod_differences(pod, inside, entry, outside.mac)
         if found:
             skip = {each.destination.version for each in _defaults(pod)}
@@ -275,6 +292,30 @@ def repair(netlink: Netlink, entry: Entry, netns: Namespace, mtu: int, outside_l
             _run(netlink, _host_side(entry, outside.index))
             found.append(f"{entry.host} was down, or lacked a route or neighbour")
         return found
+
+
+def _resize(pod: Netlink, inside: Link, node: Node) -> None:
+    """Have a pod send super-packets that the daemon's device takes, if it was made for another device.
+
+    Connections that are open keep to what they began with.
+    """
+    wanted = _outward_size(node)
+    ours = {GSO_MAX_SIZE, BIG_TCP_SIZE}  # any other is somebody else's
+    if inside.gso_ipv4_max_size in ours - {wanted}:
+        batch = Batch()
+        set_link(batch, inside.index, gso_max_size=GSO_MAX_SIZE, gso_ipv4_max_size=wanted)
+        _run(pod, batch)
+
+
+def widen(netlink: Netlink, links: Iterable[Link]) -> None:
+    """Let long super-packets pass to pods, also to those that an earlier version made; else they are cut."""
+    batch = Batch()
+    for link in links:
+        if link.gso_ipv4_max_size < INWARD_SIZE:
+            set_link(batch, link.index, gso_ipv4_max_size=INWARD_SIZE)
+    for error in netlink.execute(batch):
+        if error.errno != errno.ENODEV:
+            raise CniError(KERNEL, error.strerror or str(error))
 
 
 def _defaults(pod: Netlink) -> list[Route]:

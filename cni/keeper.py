@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from crossedge.cni import device
@@ -26,7 +26,7 @@ from crossedge.host.losses import Losses
 from crossedge.host.monitor import Event, Monitor
 from crossedge.host.namespaces import Namespace
 from crossedge.host.neighbours import Neighbour, list_neighbours
-from crossedge.host.netlink import Address
+from crossedge.host.netlink import Address, Netlink
 from crossedge.host.routes import Route, list_routes
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class Keeper:
                 log.warning("what is deleted inside of pods is not set right: %s", error)
         self._monitor.start(loop)
         self._listen(True)
+        self._schedule(0.0)
+
+    def look_again(self) -> None:
+        """Look into all pods, for what they should have has changed."""
+        self._unseen, self._seen = True, 0.0
         self._schedule(0.0)
 
     def stop(self) -> None:
@@ -192,6 +197,7 @@ class Keeper:
         entries = list(self._host.store.look().live.values())
         netlink = self._host.netlink()
         links = device.host_links(netlink)
+        self._widen(netlink, links.values())
         routes, known = set(), set()
         if outside:
             listed = list_routes(netlink, table=254, protocol=device.PROTOCOL)
@@ -217,6 +223,13 @@ class Keeper:
                 suspected.append(entry)
         return wrong, suspected
 
+    def _widen(self, netlink: Netlink, links: Iterable[Link]) -> None:
+        try:
+            if self._host.node().big_tcp:
+                device.widen(netlink, links)
+        except CniError as error:
+            log.error("long packets to pods are cut on their way: %s", error)
+
     def _repair(self, entry: Entry, outside_lacks: bool) -> bool:
         """Set an attachment right; return whether there is nothing left to be done about it."""
         with self._host.store.attachment(entry.key, wait=False) as held:
@@ -231,8 +244,8 @@ class Keeper:
             try:
                 if netns.inode != current.inode:
                     return True
-                netlink, mtu = self._host.netlink(), self._host.node().mtu
-                if missing := device.repair(netlink, current, netns, mtu, outside_lacks):
+                netlink, node = self._host.netlink(), self._host.node()
+                if missing := device.repair(netlink, current, netns, node, outside_lacks):
                     self._tell(current, missing)
             except (CniError, OSError) as error:
                 self.repaired["failed"] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def install(
     for text in pod_cidrs:
         if text not in map(str, prefixes):
             raise click.ClickException(f"podCIDR {text} is no pod prefix of this node; {mismatch(prefixes)}")
-    write_node(paths, Node(prefixes))
+    try:
+        node = replace(read_node(paths), prefixes=prefixes)  # the rest is as the daemon said
+    except CniError:
+        node = Node(prefixes)
+    write_node(paths, node)
     written = installation.install(paths, portmap=not no_portmap, ready=now)
     if paths.prepared in written and installation.is_ready(paths) and installation.publish(paths):
         written[-1] = paths.conflist

@@ -61,6 +61,8 @@ class Node:
     prefixes: tuple[Network, ...]
     """Pod prefixes, as the certificate has them."""
     mtu: int = MTU
+    big_tcp: bool = False
+    """Whether the daemon's device takes and gives IPv4 super-packets beyond 64 KiB, so that pods may, too."""
 
 
 def read_node(paths: Paths) -> Node:
@@ -82,7 +84,7 @@ def read_node(paths: Paths) -> Node:
     try:
         data = json.loads(text)
         prefixes = tuple(ipaddress.ip_network(each) for each in data["prefixes"])
-        return Node(prefixes, int(data.get("mtu", MTU)))
+        return Node(prefixes, int(data.get("mtu", MTU)), data.get("big_tcp") is True)
     except (ValueError, TypeError, KeyError) as error:
         raise CniError(BAD_CONFIG, f"bad prefix in {paths.node}: {error}") from None
 
@@ -90,7 +92,11 @@ def read_node(paths: Paths) -> Node:
 def write_node(paths: Paths, node: Node) -> None:
     """Keep what is known of the node, for when the daemon is down; raises `OSError`."""
     paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = {"prefixes": [str(prefix) for prefix in node.prefixes], "mtu": node.mtu}
+    data = {
+        "prefixes": [str(prefix) for prefix in node.prefixes],
+        "mtu": node.mtu,
+        "big_tcp": node.big_tcp,
+    }
     text = json.dumps(data).encode() + b"\n"
     try:
         if paths.node.read_bytes() == text:

@@ -114,6 +114,12 @@ class CniServer:
             self._timer = loop.call_later(SUSPICION, self._look)
             undo.pop_all()
 
+    def change(self, node: Node) -> None:
+        """Give pods something else from now on, also those that are there; raises `OSError`."""
+        self._node = node
+        self._keeper.look_again()
+        write_node(self._paths, node)
+
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         path = self._paths.socket
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

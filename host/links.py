@@ -30,6 +30,7 @@ IFINFO = struct.Struct("=BxHiII")
 """Family, link type, index, flags, mask of the flags to change."""
 IFF_UP = 1
 IFF_RUNNING = 0x40
+IFF_NOARP = 0x80
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
@@ -44,6 +45,8 @@ IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 IFLA_LINK_NETNSID = 37
 IFLA_GSO_MAX_SIZE = 41
+IFLA_GSO_IPV4_MAX_SIZE = 63
+"""Since Linux 6.3; an older kernel takes no notice of it."""
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INET6_ADDR_GEN_MODE = 8
@@ -81,6 +84,8 @@ class Link:
     """Number under which links are changed or deleted together; 0 is everybody's."""
     namespace: int = -1
     """Id that the namespace of the lower link or other end has here; -1 if that is this one."""
+    gso_ipv4_max_size: int = 0
+    """Longest IPv4 super-packet that leaves by it, in bytes; 0 where the kernel knows none of its own."""
 
     @property
     def up(self) -> bool:
@@ -91,6 +96,11 @@ class Link:
     def running(self) -> bool:
         """Whether it takes packets: it is switched on and the kernel has taken note of its carrier."""
         return bool(self.flags & IFF_RUNNING)
+
+    @property
+    def arp(self) -> bool:
+        """Whether the kernel asks who has an address; else all frames go to the link's own MAC."""
+        return not self.flags & IFF_NOARP
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,8 @@ class VethEnd:
     group: int = 0
     gso_max_size: int = 0
     """Longest super-packet that leaves by it, in bytes; 0: the kernel's own bound."""
+    gso_ipv4_max_size: int = 0
+    """The same of IPv4, where it may be longer than others; 0: as `gso_max_size`."""
 
 
 def check_name(name: str) -> str:
@@ -129,9 +141,14 @@ def _end(end: VethEnd, flags: int = 0, extra: bytes = b"") -> bytes:
         body.append(attribute_u32(IFLA_MTU, end.mtu))
     if end.group:
         body.append(attribute_u32(IFLA_GROUP, end.group))
-    if end.gso_max_size:
-        body.append(attribute_u32(IFLA_GSO_MAX_SIZE, end.gso_max_size))
+    body += _gso_sizes(end.gso_max_size, end.gso_ipv4_max_size)
     return b"".join(body) + extra
+
+
+def _gso_sizes(every: int, ipv4: int) -> list[bytes]:
+    """Return the attributes, IPv4's last: the kernel takes a size of up to 64 KiB for all for IPv4's too."""
+    sizes = ((IFLA_GSO_MAX_SIZE, every), (IFLA_GSO_IPV4_MAX_SIZE, ipv4))
+    return [attribute_u32(kind, size) for kind, size in sizes if size]
 
 
 def add_veth(batch: Batch, end: VethEnd, peer: VethEnd, *, up: bool = False) -> None:
@@ -164,8 +181,10 @@ def set_link(
     link: int | str,
     *,
     up: bool | None = None,
+    arp: bool | None = None,
     mtu: int = 0,
     gso_max_size: int = 0,
+    gso_ipv4_max_size: int = 0,
     mac: bytes = b"",
     rename: str = "",
     master: int | None = None,
@@ -176,7 +195,8 @@ def set_link(
     """Change a link, given by index or name; what is not said stays as it is.
 
     `link_local=False` keeps the kernel from giving it an IPv6 link-local address (and so from soliciting
-    routers on it) when it comes up. `master=0` takes it out of its bridge.
+    routers on it) when it comes up. `master=0` takes it out of its bridge. `arp` is as in `Link`. A
+    `gso_max_size` of up to 64 KiB alone bounds IPv4 too, whatever that had before.
     """
     index = link if isinstance(link, int) else 0
     name = b"" if isinstance(link, int) else attribute_text(IFLA_IFNAME, check_name(link))
@@ -185,14 +205,14 @@ def set_link(
         body = IFINFO.pack(0, 0, index, 0, 0) + name
         body += nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
         batch.add(RTM_NEWLINK, 0, body, f"keep link {link} from an IPv6 link-local address", NO_IPV6)
-    flags = 0 if up is None else IFF_UP
-    parts = [IFINFO.pack(0, 0, index, IFF_UP if up else 0, flags), name]
+    mask = (0 if up is None else IFF_UP) | (0 if arp is None else IFF_NOARP)
+    flags = (IFF_UP if up else 0) | (IFF_NOARP if arp is False else 0)
+    parts = [IFINFO.pack(0, 0, index, flags, mask), name]
     if rename:
         parts.append(attribute_text(IFLA_IFNAME, check_name(rename)))
     if mtu:
         parts.append(attribute_u32(IFLA_MTU, mtu))
-    if gso_max_size:
-        parts.append(attribute_u32(IFLA_GSO_MAX_SIZE, gso_max_size))
+    parts += _gso_sizes(gso_max_size, gso_ipv4_max_size)
     if mac:
         parts.append(attribute(IFLA_ADDRESS, mac))
     if master is not None:
@@ -201,7 +221,7 @@ def set_link(
         parts.append(attribute_u32(IFLA_NET_NS_FD, namespace))
     if group is not None:
         parts.append(attribute_u32(IFLA_GROUP, group))
-    if flags or len(parts) > 2:
+    if mask or len(parts) > 2:
         batch.add(RTM_NEWLINK, 0, b"".join(parts), f"change link {link}")
 
 
@@ -274,4 +294,5 @@ def parse_link(reply: Reply) -> Link:
         peer=number(IFLA_LINK),
         group=number(IFLA_GROUP),
         namespace=number(IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in found else -1,
+        gso_ipv4_max_size=number(IFLA_GSO_IPV4_MAX_SIZE),
     )

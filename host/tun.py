@@ -26,34 +26,54 @@ OFFLOADS = {"csum": 0x01, "tso4": 0x02, "tso6": 0x04, "uso4": 0x20, "uso6": 0x40
 
 VNET_HEADER = 10
 """Bytes of virtio header in front of each packet."""
+HELD = "another process holds it"
 MTU = 1380
 GSO_MAX_SIZE = 62750
 """Largest super-packet, in bytes: one fits a train of 64 datagrams and 65,400 bytes on the underlay."""
 
 
+BIG_TCP = "big_tcp"
+"""The offload that only a veth pair has: IPv4 super-packets beyond 64 KiB."""
+
+
+class DeviceTakenError(OSError):
+    """The device is somebody else's: of another process (`EBUSY`), or a link that is not ours (`EINVAL`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tun:
-    """An open TUN device."""
+    """An open TUN device, or an open veth pair that stands in for one (see `vethpair`)."""
 
     descriptor: int
-    """Non-blocking. Ours to close; a persistent device outlives it."""
+    """To read from. Non-blocking. Ours to close; a persistent device outlives it."""
     name: str
     offloads: frozenset[str]
-    """Which of `OFFLOADS` the kernel took: kinds of super-packets that are read and may be written."""
+    """Which of `OFFLOADS` the kernel took, kinds of super-packets that are read and may be written; of a veth
+    pair all of them and `BIG_TCP`."""
     vnet_header: int = field(default=VNET_HEADER)
     sender: int = -1
-    """Where to write, if that is another descriptor: both are packet sockets of a veth pair then, and an
-    Ethernet header lies between virtio header and packet."""
+    """To write to, where that is another descriptor than the one to read from: then it is a veth pair, and
+    what is read and written is a virtio header, an Ethernet header of 14 bytes and a packet; -1 for a TUN."""
     mac: bytes = b""
-    """Address of the near end of such a pair."""
+    """Of a veth pair: the address, six bytes, to which what is written goes."""
+    holder: int = -1
+    """Of a veth pair: the descriptor that keeps other processes from opening it."""
+
+    @property
+    def kind(self) -> str:
+        """What it is in the kernel: "veth" or "tun"."""
+        return "veth" if self.sender >= 0 else "tun"
 
     def fileno(self) -> int:
         """Return the descriptor."""
         return self.descriptor
 
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self.descriptor)
+    def close(self, successor: Tun | None = None) -> None:
+        """Close all descriptors, but for those that a successor has."""
+        kept = (successor.descriptor, successor.sender, successor.holder) if successor is not None else ()
+        for descriptor in (self.descriptor, self.sender, self.holder):
+            if descriptor >= 0 and descriptor not in kept:
+                os.close(descriptor)
 
 
 def open_tun(
@@ -71,7 +91,7 @@ def open_tun(
     ours, an inherited open device is taken over. `disable` names offloads to do without, as if the kernel
     lacked them. The link is neither brought up nor given addresses.
 
-    Raises `OSError`: `EBUSY` where another process holds the device, `EINVAL` where `name` is no TUN.
+    Raises `OSError`: `DeviceTakenError` where another process holds the device or `name` is no TUN.
     """
     check_name(name)
     if unknown := disable - OFFLOADS.keys():
@@ -91,8 +111,8 @@ def open_tun(
     return Tun(opened, name, offloads)
 
 
-def attached_name(descriptor: int) -> str | None:
-    """Return the name of the device that a TUN descriptor belongs to; None if it was deleted under it."""
+def tun_name(descriptor: int) -> str | None:
+    """Return the name of the TUN that a descriptor belongs to; None if that was deleted, or it is none."""
     try:
         found, _ = IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size)))
     except OSError:
@@ -106,12 +126,16 @@ def _attach(name: str) -> int:
         fcntl.ioctl(opened, TUNSETIFF, IFREQ.pack(name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR))
     except OSError as error:
         os.close(opened)
-        why = {
-            errno.EBUSY: "another process holds it",
-            errno.EINVAL: "a link of that name is no TUN of ours",
-        }.get(error.errno or 0, os.strerror(error.errno or 0))
-        raise OSError(error.errno, f"cannot open TUN {name}: {why}") from error
+        taken = {errno.EBUSY: HELD, errno.EINVAL: "a link of that name is no TUN of ours"}
+        if error.errno in taken:
+            raise DeviceTakenError(error.errno, f"cannot open TUN {name}: {taken[error.errno]}") from error
+        raise OSError(error.errno, f"cannot open TUN {name}: {os.strerror(error.errno or 0)}") from error
     return opened
+
+
+def claim_tun(name: str) -> int:
+    """Return a descriptor that holds the TUN `name`, which exists; raises as `open_tun` does."""
+    return _attach(name)
 
 
 def _adopt(name: str, descriptor: int) -> int:

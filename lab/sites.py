@@ -158,16 +158,32 @@ def make_site(stack: ExitStack, name: str, macs: Iterator[bytes], *, named: bool
     return site
 
 
-def join(a: Port, b: Port, *, mtu: int = 1500, gso_max_size: int = 0) -> None:
+def join(
+    a: Port,
+    b: Port,
+    *,
+    mtu: int = 1500,
+    gso_max_size: int = 0,
+    gso_ipv4_max_sizes: tuple[int, int] = (0, 0),
+) -> None:
     """Make a veth pair of two reserved ports, both up, without IPv6 link-local addresses.
 
-    `gso_max_size` bounds what `a` sends as one super-packet, in bytes; 0 leaves it to the kernel.
+    `gso_max_size` bounds what `a` sends as one super-packet, in bytes; `gso_ipv4_max_sizes` what `a` and `b`
+    do, of IPv4; 0 leaves it to the kernel.
     """
+    own, other = gso_ipv4_max_sizes
     batch = Batch()
     add_veth(
         batch,
-        VethEnd(a.name, mac=a.mac, index=a.index, mtu=mtu, gso_max_size=gso_max_size),
-        VethEnd(b.name, b.site.namespace.fileno(), mac=b.mac, index=b.index, mtu=mtu),
+        VethEnd(a.name, mac=a.mac, index=a.index, mtu=mtu, gso_max_size=gso_max_size, gso_ipv4_max_size=own),
+        VethEnd(
+            b.name,
+            b.site.namespace.fileno(),
+            mac=b.mac,
+            index=b.index,
+            mtu=mtu,
+            gso_ipv4_max_size=other,
+        ),
     )
     set_link(batch, a.index, up=True, link_local=False)
     a.site.netlink.run(batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from crossedge.cni.install import publish
 from crossedge.cni.node import Node, Paths
 from crossedge.cni.serve import CniServer
 from crossedge.cni.spec import CniError
+from crossedge.host.tun import BIG_TCP, Tun
 from crossedge.wire.endpoint import Network
 
 NOT_READY: Final = (spec.UNAVAILABLE, "meshd is not ready", "it starts, or stops; try again")
@@ -41,8 +43,12 @@ class PodServer:
         self._server: CniServer | None = None
         self._problem = ""
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Recover what crashes left and serve; STATUS says "not ready" until `ready`."""
+    def start(self, loop: asyncio.AbstractEventLoop, tun: Tun) -> None:
+        """Recover what crashes left and serve; STATUS says "not ready" until `ready`.
+
+        Pods send and get super-packets that `tun` takes and gives.
+        """
+        self._node = replace(self._node, big_tcp=BIG_TCP in tun.offloads)
         try:
             server = CniServer(self._paths, self._node, self._health)
             server.start(loop)
@@ -51,6 +57,18 @@ class PodServer:
             log.error("%s", self._problem)
             return
         self._server = server
+
+    def change(self, tun: Tun) -> None:
+        """Have pods keep to what another device takes and gives."""
+        node = replace(self._node, big_tcp=BIG_TCP in tun.offloads)
+        if node == self._node:
+            return
+        self._node = node
+        if self._server is not None:
+            try:
+                self._server.change(node)
+            except OSError as error:
+                log.error("%s cannot be written: %s", self._paths.node, error.strerror or error)
 
     def ready(self) -> None:
         """Say that pods can be served, and write the conflist if `crossedge-cni install` prepared one."""

@@ -182,8 +182,13 @@ class MeshdConfig(Settings):
     static_peer: Annotated[tuple[StaticPeer, ...], AfterValidator(_distinct)] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged to stderr."""
-    disable_offloads: tuple[Literal["gso", "gro", "tso", "uso", "stamps", "superframes", "aes"], ...] = ()
-    """Offloads not to use even where kernel or CPU have them (for faults in a driver)."""
+    disable_offloads: tuple[
+        Literal["gso", "gro", "tso", "uso", "big_tcp", "stamps", "superframes", "aes"], ...
+    ] = ()
+    """Offloads not to use even where kernel or CPU have them (for faults in a driver).
+
+    Without "big_tcp", "tso" or "uso" the device is a TUN, where it is a veth pair otherwise.
+    """
 
 
 CONFIG_FILE = Path("/etc/crossedge/meshd.toml")

@@ -203,7 +203,7 @@ class Daemon:
         stack.callback(monitor.close)
         self._engine.start(loop)
         monitor.start(loop)
-        inherited.finish(sockets, tun)
+        inherited.finish(sockets, self._host.tun)
         stack.push_async_callback(self._end_tasks)
         for server in self._identity.bundle.rendezvous:
             tell = partial(self._found, server.public_key)
@@ -233,7 +233,7 @@ class Daemon:
             ) from error
         stack.push_async_callback(control.stop)
         stack.callback(self._pods.stop)
-        self._pods.start(loop)
+        self._pods.start(loop, self._host.tun)
 
     def _start_reports(self, mesh_settings: MeshSettings) -> None:
         """Tell the schedulers what is measured, from now on."""
@@ -334,6 +334,7 @@ class Daemon:
         self._engine.replace_tun(tun)
         descriptors.unstore("tun")  # or the next start is given the dead one, too, and first
         descriptors.store("tun", tun.descriptor)
+        self._pods.change(tun)
 
     def _underlay_mtu(self) -> int:
         found = [default_route_mtu(FAMILIES[version]) for version in self._families]

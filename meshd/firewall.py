@@ -1,6 +1,7 @@
 """Our table of nftables, `inet crossedge`, from what the host should look like. No other table is touched.
 
-prerouting   our own datagrams get our mark back; a mesh source from outside the TUN is a lie
+prerouting   our own datagrams get our mark back; nothing enters by the far end of a veth pair in the TUN's
+             place; a mesh source from outside the TUN is a lie
 forward      TCP's segment size fits the TUN; from the TUN only to our pods, and what the inbound rules say;
              to the mesh only through the TUN
 input        from the TUN what the inbound rules say
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from itertools import chain as joined
 
 from crossedge.host.netlink import Network
+from crossedge.host.vethpair import far_name
 from crossedge.meshd.desired import ANYONE, MARK, Desired, InboundRule
 from crossedge.meshd.ruleset import Chain, Rule, Ruleset, without_covered
 
@@ -60,7 +62,7 @@ def build(desired: Desired, cache: Cache | None = None) -> Ruleset:
         TABLE,
         sets,
         (
-            Chain("prerouting", _prerouting(tun, desired.port), "filter", "prerouting", PRIORITY_RAW),
+            Chain("prerouting", _prerouting(desired), "filter", "prerouting", PRIORITY_RAW),
             Chain("forward", _forward(tun, desired.mtu), "filter", "forward", PRIORITY_FILTER),
             Chain("input", (Rule(f"iifname {tun} goto inbound_host"),), "filter", "input", PRIORITY_FILTER),
             Chain("output", _output(tun), "filter", "output", PRIORITY_FILTER),
@@ -82,12 +84,14 @@ def _add(sets: dict[str, frozenset[Network]], name: str, networks: Iterable[Netw
         sets[f"{name}{version}"] = kept
 
 
-def _prerouting(tun: str, port: int) -> tuple[Rule, ...]:
+def _prerouting(desired: Desired) -> tuple[Rule, ...]:
     rules = []
-    if port:
+    if desired.port:
         # A strict check of the reverse path, where a route into the TUN covers a peer's address, needs it.
-        rules.append(Rule(f"udp dport {port} fib daddr type local meta mark set {MARK:#x}"))
-    rules += _done(f"iifname {tun}", 'iifname "lo"')
+        rules.append(Rule(f"udp dport {desired.port} fib daddr type local meta mark set {MARK:#x}"))
+    rules += _done(f'iifname "{desired.tun}"', 'iifname "lo"')
+    # What leaves the host by the TUN arrives there, for our packet socket and nobody else.
+    rules.append(Rule(f'iifname "{far_name(desired.tun)}" drop'))
     rules += [
         Rule(f"{family} saddr @mesh{version} {family} saddr != @pods{version} counter drop", "spoofed")
         for family, version in VERSIONS.items()

@@ -1,22 +1,22 @@
-"""Our TUN, addresses, routes and rules in the kernel: compared with what is desired, set right in batches."""
+"""Our device, addresses, routes, rules in the kernel: compared with what is desired, set right in batches."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 from collections.abc import Callable
 
 from crossedge.host.addresses import SCOPE_LINK, LinkAddress, add_address, delete_address, list_addresses
-from crossedge.host.links import Link, delete_link, get_link, set_link
+from crossedge.host.links import Link, get_link, set_link
 from crossedge.host.monitor import Event
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Interface, Netlink, NetlinkError
 from crossedge.host.routes import RT_TABLE_MAIN, Route, delete_route, list_routes, set_route
 from crossedge.host.rules import Rule, add_rule, delete_rule, list_rules
-from crossedge.host.tun import GSO_MAX_SIZE, Tun, attached_name, open_tun
+from crossedge.host.tun import Tun
 from crossedge.meshd import desired as plan
 from crossedge.meshd.desired import Desired, RouteKey
+from crossedge.meshd.hostdevice import HostDevice
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,11 @@ class HostKernel:
         on_tun: Callable[[Tun], None] | None = None,
     ) -> None:
         """`count` (kind, times) is called for what was set right; the rest is as `HostState` says."""
-        self._namespace = namespace
         self._versions = versions
         self._count = count
-        self._disable = disable
-        self._on_tun = on_tun
         self._netlink: Netlink | None = None
+        self.device = HostDevice(namespace, disable, on_tun)
         self.desired = desired
-        self.tun: Tun | None = None
-        self.index = 0
-        """Of the TUN."""
         self.made_tun = False
         """Whether there was no such link before this was opened."""
         self.made_routing = False
@@ -52,36 +47,35 @@ class HostKernel:
         """Those that are desired."""
 
     def open(self, descriptor: int | None) -> None:
-        """Open the TUN, or adopt the open one that is inherited; raises `OSError`.
-
-        A descriptor whose device was deleted meanwhile, or has another name, is closed and not used.
-        """
-        self._netlink = Netlink()
-        self.made_tun = get_link(self._netlink, self.desired.tun) is None
-        self.made_routing = not our_routes(self._netlink) and not any(
-            is_our_rule(rule) for rule in list_rules(self._netlink)
+        """Open the device, or adopt the open one that is inherited; raises `OSError`."""
+        self._netlink = netlink = Netlink()
+        self.made_tun = get_link(netlink, self.desired.tun) is None
+        self.made_routing = not our_routes(netlink) and not any(
+            is_our_rule(rule) for rule in list_rules(netlink)
         )
-        if descriptor is not None and attached_name(descriptor) != self.desired.tun:
-            log.warning("the inherited TUN is not %s, and is not used", self.desired.tun)
-            os.close(descriptor)
-            descriptor = None
-        self.tun = open_tun(
-            self.desired.tun, descriptor=descriptor, disable=self._disable, mtu=self.desired.mtu
-        )
+        self.device.open(netlink, self.desired.tun, self.desired.mtu, descriptor)
 
     def close(self) -> None:
-        """Close the TUN's descriptor; all stays in place."""
+        """Close the device's descriptors; all stays in place."""
         if self._netlink is not None:
             self._netlink.close()
             self._netlink = None
-        if self.tun is not None:
-            self.tun.close()
-            self.tun = None
+        self.device.close()
 
-    def _opened(self) -> tuple[Netlink, Tun]:
-        if self._netlink is None or self.tun is None:
+    @property
+    def tun(self) -> Tun | None:
+        """The open device; None before `open`."""
+        return self.device.tun
+
+    @property
+    def index(self) -> int:
+        """Index of the link that has our addresses and routes."""
+        return self.device.index
+
+    def _opened(self) -> tuple[Netlink, HostDevice]:
+        if self._netlink is None or self.device.tun is None:
             raise RuntimeError("the host's state is not started")
-        return self._netlink, self.tun
+        return self._netlink, self.device
 
     # From one value to the next
 
@@ -136,11 +130,9 @@ class HostKernel:
         if event.kind == "overrun":
             return {"link", "address", "route", "rule"}
         if isinstance(item, Link):
-            ours = item.index == self.index and item.name == self.desired.tun
-            if not ours and item.index != self.index and item.name != self.desired.tun:
-                return set()
-            fits = item.up and (item.mtu, item.gso_max_size) == (self.desired.mtu, GSO_MAX_SIZE)
-            return set() if ours and fits and not event.deleted else {"link", "address", "route"}
+            name, mtu = self.desired.tun, self.desired.mtu
+            concerned = self.device.concerned(item, name, mtu, deleted=event.deleted)
+            return {"link", "address", "route"} if concerned else set()
         if isinstance(item, LinkAddress):
             wanted = item.interface in self._interfaces(self.desired)
             # With an address the kernel silently deletes the routes that have it as their source.
@@ -156,7 +148,7 @@ class HostKernel:
         """Compare parts ("link", "address", "rule", "route") with what is desired and set them right.
 
         What was missing is counted if `repair`, else it is taken for a start. Returns what the kernel
-        refused; raises `OSError` where the TUN cannot be had.
+        refused; raises `OSError` where the device cannot be had.
         """
         netlink, _ = self._opened()
         if "link" in kinds and self._synchronise_link(repair):
@@ -176,48 +168,12 @@ class HostKernel:
         return errors
 
     def _synchronise_link(self, repair: bool) -> bool:
-        """Have the TUN, under its name, up; return whether addresses or routes may have gone with it."""
-        netlink, tun = self._opened()
-        name = self.desired.tun
-        lost = False
-        if attached_name(tun.descriptor) != name or get_link(netlink, name) is None:
-            lost = True
-            self._find_tun(netlink, tun)
-        link = get_link(netlink, name)
-        if link is None:
-            raise OSError(f"the TUN {name} is gone again")
-        self.index = link.index
-        fits = True
-        if not link.up or not fits:
-            batch = Batch()
-            set_link(
-                batch,
-                self.index,
-                up=True,
-                mtu=self.desired.mtu,
-                link_local=link.up,
-            )
-            netlink.run(batch)
-        if repair and (lost or not link.up or not fits):
+        """Have the device as it should be; return whether addresses or routes may have gone with it."""
+        netlink, device = self._opened()
+        mended = device.synchronise(netlink, self.desired.tun, self.desired.mtu)
+        if repair and mended.changed:
             self._count("link", 1)
-        return lost or not link.up
-
-    def _find_tun(self, netlink: Netlink, tun: Tun) -> None:
-        """Give the TUN its name back, or make another where it is deleted or in another namespace."""
-        name = self.desired.tun
-        renamed = get_link(netlink, self.index) if attached_name(tun.descriptor) is not None else None
-        if renamed is not None and renamed.kind == "tun":
-            batch = Batch()
-            set_link(batch, self.index, up=False)
-            set_link(batch, self.index, rename=name)
-            netlink.run(batch)
-            return
-        with self._namespace:
-            self.tun = open_tun(name, disable=self._disable, mtu=self.desired.mtu)
-        log.warning("the TUN %s was deleted and is made again", name)
-        if self._on_tun is not None:
-            self._on_tun(self.tun)
-        tun.close()
+        return mended.lost
 
     def _compare_addresses(self, netlink: Netlink, batch: Batch) -> int:
         wanted = self._interfaces(self.desired)
@@ -263,18 +219,6 @@ def our_routes(netlink: Netlink) -> list[Route]:
 def is_our_rule(rule: Rule) -> bool:
     """Tell whether a rule is of our making, of this life or another."""
     return rule.plain and rule.table == plan.TABLE and rule.priority == plan.PRIORITY
-
-
-def remove_tun(name: str) -> bool:
-    """Delete a TUN in this thread's namespace; tell whether there was one. Raises `NetlinkError`."""
-    batch = Batch()
-    with Netlink() as netlink:
-        link = get_link(netlink, name)
-        if link is None or link.kind != "tun":
-            return False
-        delete_link(batch, link.index)
-        netlink.run(batch)
-    return True
 
 
 def remove_routing() -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from crossedge.host.tun import BIG_TCP
 from crossedge.meshd.config import MeshdConfig
 from crossedge.meshd.desired import Desired, InboundRule, PeerRoute
 from crossedge.meshd.hoststate import HostState
@@ -20,8 +21,8 @@ HOST_RECORD: Final = "meshd.sysctls"  # in the directory of the control socket
 
 
 def tun_offloads_off(config: MeshdConfig) -> frozenset[str]:
-    """Return the names that `open_tun` knows for the TUN offloads which the configuration switches off."""
-    families = {"tso": ("tso4", "tso6"), "uso": ("uso4", "uso6")}
+    """Return the names that `open_device` knows for the offloads which the configuration switches off."""
+    families = {"tso": ("tso4", "tso6"), "uso": ("uso4", "uso6"), "big_tcp": (BIG_TCP,)}
     return frozenset(name for key in config.disable_offloads for name in families.get(key, ()))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from crossedge.host import sysctl
 from crossedge.host.addresses import LinkAddress
+from crossedge.host.device import remove_device
 from crossedge.host.interfaces import connected_networks
 from crossedge.host.links import Link
 from crossedge.host.monitor import Event, Monitor
@@ -30,7 +31,7 @@ from crossedge.host.tun import Tun
 from crossedge.meshd import desired as plan
 from crossedge.meshd.desired import Desired, InboundRule, PeerRoute
 from crossedge.meshd.firewallstate import FirewallState, remove_table
-from crossedge.meshd.hostkernel import HostKernel, remove_routing, remove_tun
+from crossedge.meshd.hostkernel import HostKernel, remove_routing
 from crossedge.meshd.hostsysctls import FORWARD6, Record, load_record, needed_sysctls, save_record
 
 __all__ = ["Desired", "HostConflictError", "HostState", "InboundRule", "PeerRoute"]
@@ -188,7 +189,7 @@ class HostState:
                 if self._kernel.made_routing:
                     remove_routing()
                 if self._kernel.made_tun:
-                    remove_tun(self._desired.tun)
+                    remove_device(self._desired.tun)
                 if self._firewall.made:
                     remove_table()
             except OSError as error:
@@ -218,7 +219,7 @@ class HostState:
 
     def _remove_tun(self) -> list[str]:
         names = {self._desired.tun, self._earlier.tun} - {""}
-        return [f"link {name}" for name in sorted(names) if remove_tun(name)]
+        return [f"link {name}" for name in sorted(names) if remove_device(name)]
 
     def report(self) -> dict[str, Any]:
         """Return what is in place, for people and programs: plain values only, as JSON has them."""
@@ -228,6 +229,7 @@ class HostState:
         return {
             "tun": {
                 "name": self._desired.tun,
+                "kind": tun.kind if tun is not None else "",
                 "index": self._kernel.index,
                 "mtu": self._desired.mtu,
                 "offloads": sorted(tun.offloads) if tun is not None else [],
@@ -323,7 +325,7 @@ class HostState:
     def _remove_renamed_tun(self) -> None:
         """Remove the TUN of an earlier life that had another name."""
         name = self._earlier.tun
-        if name and name != self._desired.tun and remove_tun(name):
+        if name and name != self._desired.tun and remove_device(name):
             log.warning("the TUN of an earlier life, %s, is removed", name)
         self._remember(self._sysctls.changes)
 

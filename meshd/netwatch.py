@@ -11,6 +11,7 @@ from typing import NamedTuple
 from crossedge.host.links import IFF_UP, Link
 from crossedge.host.monitor import Event
 from crossedge.host.routes import Route
+from crossedge.host.vethpair import far_name
 
 IFF_RUNNING = 0x40  # there is a carrier
 
@@ -37,8 +38,8 @@ class NetworkWatch:
     """Compares."""
 
     def __init__(self, tun: str) -> None:
-        """`tun` is the name of our own interface."""
-        self._tun = tun
+        """`tun` is the name of our own interface; the far end of a veth pair is ours, too."""
+        self._ours = {tun, far_name(tun)}
         self._found: Found | None = None
         self._links: dict[int, tuple[int, int]] = {}
         self._flapped = False
@@ -49,7 +50,7 @@ class NetworkWatch:
         if isinstance(item, Route):
             return not item.destination.prefixlen
         if isinstance(item, Link):
-            return item.name != self._tun and self._link(item, deleted=event.deleted)
+            return item.name not in self._ours and self._link(item, deleted=event.deleted)
         return True
 
     def _link(self, link: Link, *, deleted: bool) -> bool:

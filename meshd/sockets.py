@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from crossedge.host import descriptors
-from crossedge.host.tun import Tun, attached_name
+from crossedge.host.device import attached_name
+from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.config import MeshdConfig
 from crossedge.meshd.desired import MARK
@@ -30,10 +31,10 @@ class Inherited:
     def __init__(self, given: Mapping[str, list[int]]) -> None:
         """`given` is what `descriptors.inherited` returned; all of it is ours from now on."""
         self._given = {name: list(numbers) for name, numbers in given.items()}
-        self._taken: set[str] = set()
+        self._taken: dict[str, os.stat_result] = {}
 
     def tun(self, name: str) -> int | None:
-        """Return a descriptor of the TUN `name`, then the caller's; None where there is none."""
+        """Return a descriptor of the device `name`, then the caller's; None where there is none."""
         return self._take(TUN, [attached_name(number) == name for number in self._given.get(TUN, [])])
 
     def udp(self, version: int, port: int) -> int | None:
@@ -44,8 +45,9 @@ class Inherited:
     def _take(self, name: str, fit: list[bool]) -> int | None:
         if True not in fit:
             return None
-        self._taken.add(name)
-        return self._given[name].pop(fit.index(True))
+        number = self._given[name].pop(fit.index(True))
+        self._taken[name] = os.fstat(number)
+        return number
 
     def finish(self, sockets: Mapping[int, UdpSocket], tun: Tun) -> None:
         """Close what was not taken, and have the service manager keep what is in use now, and only that."""
@@ -57,7 +59,7 @@ class Inherited:
         in_use = {UDP[version]: opened.socket.fileno() for version, opened in sockets.items()}
         in_use[TUN] = tun.descriptor
         for name in self._given.keys() | in_use.keys():
-            if name in self._taken and not self._given[name]:
+            if name in self._taken and not self._given[name] and self._uses(name, in_use):
                 continue  # it is kept already
             descriptors.unstore(name)
             if name in in_use:
@@ -65,6 +67,10 @@ class Inherited:
         if self._taken:
             log.info("taken over from an earlier life: %s", ", ".join(sorted(self._taken)))
         self._given.clear()
+
+    def _uses(self, name: str, in_use: Mapping[str, int]) -> bool:
+        """Tell whether what was taken is in use: there may be a packet socket instead of a TUN now."""
+        return name in in_use and os.path.samestat(self._taken[name], os.fstat(in_use[name]))
 
 
 def _fits(descriptor: int, version: int, port: int) -> bool:

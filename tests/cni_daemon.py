@@ -7,9 +7,10 @@ import asyncio
 import ipaddress
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from crossedge.cni.node import Node, Paths
+from crossedge.cni.node import Paths, read_node
 from crossedge.cni.serve import CniServer
 from crossedge.cni.spec import CniError
 
@@ -19,7 +20,8 @@ async def serve(root: Path, prefixes: list[str]) -> None:
         cut_off = root / "cut-off"
         return CniError(51, "no peer is reachable") if cut_off.exists() else None
 
-    server = CniServer(Paths(root), Node(tuple(map(ipaddress.ip_network, prefixes))), health)
+    node = replace(read_node(Paths(root)), prefixes=tuple(map(ipaddress.ip_network, prefixes)))
+    server = CniServer(Paths(root), node, health)
     loop = asyncio.get_running_loop()
     server.start(loop)
     ended = asyncio.Event()

@@ -141,14 +141,18 @@ class Plugin:
 class Node_:
     """A node of crossedge: root directory, installed binary, with or without the daemon."""
 
-    def __init__(self, root: Path, prefixes: tuple[str, ...] = PREFIXES) -> None:
+    def __init__(self, root: Path, prefixes: tuple[str, ...] = PREFIXES, *, big_tcp: bool = False) -> None:
         self.root = root
         self.prefixes = prefixes
         self.paths = Paths(root)
-        write_node(self.paths, Node(tuple(map(ipaddress.ip_network, prefixes))))
+        self.takes_big_tcp(big_tcp)
         install.install(self.paths)
         self.plugin = Plugin(self.paths.binary, "crossedge")
         self.daemon: subprocess.Popen[str] | None = None
+
+    def takes_big_tcp(self, yes: bool) -> None:
+        """Have it known, as the daemon would, whether its device takes super-packets beyond 64 KiB."""
+        write_node(self.paths, Node(tuple(map(ipaddress.ip_network, self.prefixes)), big_tcp=yes))
 
     def start(self, *through: str) -> None:
         """Start the daemon; `through` is a command that starts it."""

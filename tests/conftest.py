@@ -10,6 +10,7 @@ process that its tests have started.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.host.device import open_device
 from crossedge.host.namespaces import Namespace
 
 INSIDE = "CROSSEDGE_TEST_NAMESPACE"
@@ -46,6 +48,16 @@ def namespaces_work() -> bool:
         return subprocess.run([*unshare_command(), "true"], capture_output=True, check=False).returncode == 0
     except OSError:
         return False
+
+
+@functools.cache
+def pairs_work() -> bool:
+    """Tell whether a daemon's device can be a veth pair here."""
+    with Namespace.anonymous() as namespace:
+        tun = open_device("probe0")
+        tun.close()
+    namespace.close()
+    return tun.kind == "veth"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,6 +91,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             missing.append("control groups that may be written (podman wants real root)")
         if item.get_closest_marker("namespaces") and os.environ.get(INSIDE) != "yes":
             missing.append("network namespaces")
+        elif item.get_closest_marker("pair") and not pairs_work():
+            missing.append("a veth pair as the daemon's device (its buffers want real root)")
         if missing:
             item.user_properties.append(("missing", ", ".join(missing)))
 

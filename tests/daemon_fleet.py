@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 from click.testing import CliRunner
 
 from crossedge.cli.main import crossedge
@@ -38,6 +39,10 @@ from crossedge.rendezvous.main import cli as crossedge_rendezvous
 from tests.waiting import answered, until
 
 REGISTERED_WITHIN = 60.0
+DEVICES = {"veth": "", "tun": 'disable_offloads = ["big_tcp"]\n'}
+"""Kinds of a daemon's device, and what its configuration says for them."""
+EACH_DEVICE = [pytest.param("veth", marks=pytest.mark.pair), "tun"]
+"""Parameters of a fixture."""
 COMMANDS: dict[str, click.Command] = {
     "crossedge": crossedge,
     "crossedge-cni": crossedge_cni,

@@ -8,10 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from crossedge.host import nft
+from crossedge.host.links import list_links
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Netlink
 from crossedge.host.routes import Route, list_routes
+from crossedge.host.tun import BIG_TCP
+from crossedge.host.vethpair import leaves_offloads
 from crossedge.meshd.desired import TABLE
 from crossedge.meshd.hoststate import Desired, HostState, PeerRoute
 from tests.fair_clock import FairClock
@@ -29,9 +34,21 @@ DESIRED = Desired(
 )
 
 
-async def host_state(namespace: Namespace, tmp_path: Path) -> AsyncIterator[HostState]:
-    """Yield what keeps the host as DESIRED, started; a fixture of tests."""
-    made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+PAIR: frozenset[str] = frozenset()
+"""Offloads to disable for a veth pair."""
+TUN = frozenset({BIG_TCP})
+"""Those for a TUN."""
+both_devices = pytest.mark.parametrize(
+    "disable", [pytest.param(PAIR, id="veth", marks=pytest.mark.pair), pytest.param(TUN, id="tun")]
+)
+
+
+async def host_state(
+    namespace: Namespace, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[HostState]:
+    """Yield what keeps the host as DESIRED, started; a fixture of tests, which heeds `both_devices`."""
+    disable = request.getfixturevalue("disable") if "disable" in request.fixturenames else PAIR
+    made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json", disable=disable)
     made.start(asyncio.get_running_loop())
     await made.settled()
     yield made
@@ -52,9 +69,14 @@ def picture(namespace: Namespace) -> dict[str, Any]:
         return json.loads(shown or b"[]")
 
     with namespace:
-        links = [link for link in ip("addr", "show") if link["ifname"] == "crossedge0"]
+        links = [link for link in ip("addr", "show") if link["ifname"].startswith("crossedge0")]
+        with Netlink() as netlink:
+            shown = [link for link in list_links(netlink) if link.name.startswith("crossedge0")]
         found: dict[str, Any] = {
-            "link": [(each["flags"][0:0], each["mtu"], "UP" in each["flags"]) for each in links],
+            "link": sorted((each.name, each.kind, each.mtu, each.up, each.running) for each in shown),
+            "sizes": sorted((each.name, each.gso_max_size, each.gso_ipv4_max_size) for each in shown),
+            "macs": sorted((each.name, each.mac, each.arp) for each in shown),
+            "features": [leaves_offloads(each.name) for each in shown if each.name == "crossedge0"],
             "addresses": sorted(
                 (each["local"], each["prefixlen"]) for link in links for each in link["addr_info"]
             ),

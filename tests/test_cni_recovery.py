@@ -17,7 +17,7 @@ import pytest
 
 from crossedge.cni import device
 from crossedge.cni.ipam import ADDED, SUSPICION, Entry
-from crossedge.cni.node import Node, Paths
+from crossedge.cni.node import Node, Paths, read_node, write_node
 from crossedge.cni.recovery import recover
 from crossedge.cni.serve import CniServer
 from crossedge.cni.spec import EXISTS, CniError
@@ -52,7 +52,7 @@ class World:
         )
         with self.store.transaction() as change:
             entry = change.put(change.ledger.reserve(draft, [PREFIX], ()))
-        device.set_up(self.netlink, entry, pod.namespace, 1380)
+        device.set_up(self.netlink, entry, pod.namespace, Node((PREFIX,)))
         with self.store.transaction() as change:
             self.entry = change.put(replace(entry, state=ADDED, changed=self.now))
 
@@ -100,14 +100,14 @@ def test_pod_that_lives_is_never_suspected(world: World) -> None:
 def test_link_that_goes_while_it_is_looked_at_leaves_its_name_free(world: World, pod: Pod) -> None:
     device.take_down(world.netlink, [world.entry.host])
     with Reaping() as netlink:
-        device.set_up(netlink, world.entry, pod.namespace, 1380)
+        device.set_up(netlink, world.entry, pod.namespace, Node((PREFIX,)))
         assert netlink.reaped
     assert pod.links() == {"eth0"}
 
 
 def test_link_that_was_taken_down_gives_its_name_up_at_once(world: World, pod: Pod) -> None:
     device.take_down(world.netlink, [world.entry.host])
-    device.set_up(world.netlink, world.entry, pod.namespace, 1380)
+    device.set_up(world.netlink, world.entry, pod.namespace, Node((PREFIX,)))
     assert pod.links() == {"eth0"}
 
 
@@ -115,7 +115,7 @@ def test_foreign_interface_keeps_its_name(world: World, pod: Pod) -> None:
     device.remove(world.netlink, [world.entry.host])
     assert pod.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other0").returncode == 0
     with pytest.raises(CniError) as caught:
-        device.set_up(world.netlink, world.entry, pod.namespace, 1380)
+        device.set_up(world.netlink, world.entry, pod.namespace, Node((PREFIX,)))
     assert caught.value.code == EXISTS
     assert pod.links() == {"eth0", "other0"}
 
@@ -254,6 +254,8 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     assert "waits for meshd to be ready" in problem
     command(tmp_path, "install", "--bundle", str(bundle), "--now")
     assert json.loads(command(tmp_path, "check", "--json")) == {"problems": []}
+    said_by_daemon = replace(read_node(Paths(tmp_path)), mtu=1300, big_tcp=True)
+    write_node(Paths(tmp_path), said_by_daemon)
     match = ("--pod-cidr", found["prefixes"][0])
     assert command(tmp_path, "install", "--bundle", str(bundle), *match)
     said = command(
@@ -261,6 +263,7 @@ def test_command_installs_from_the_bundle(tmp_path: Path) -> None:
     )
     assert "10.244.3.0/24" in said
     assert found["prefixes"][0] in said
+    assert read_node(Paths(tmp_path)) == said_by_daemon
     with pods() as (pod,):
         node = Node_.__new__(Node_)
         node.paths, node.root = Paths(tmp_path), tmp_path

@@ -13,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.host.links import get_link
+from crossedge.host.netlink import Netlink
+from crossedge.host.tun import GSO_MAX_SIZE
+from crossedge.host.vethpair import BIG_TCP_SIZE
 from crossedge.lab.demo_mesh import CONFIG, program
 from crossedge.lab.launch import ROOTS
 from tests.daemon_fleet import (
+    DEVICES,
     Fleet,
     a_fleet,
     changes,
@@ -52,7 +57,7 @@ to = "{to}"
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     sign = {"till": ("--group", "cashiers"), "barn": ("--group", "farmers")}
-    configs = {"attic": INBOUND}
+    configs = {"attic": INBOUND, "barn": DEVICES["tun"]}
     with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("host"), sign=sign, configs=configs) as made:
         for other in ("barn", "till"):
             made.go_direct("attic", other)
@@ -75,11 +80,46 @@ def damages(fleet: Fleet) -> dict[str, list[str]]:
         "rules": ["nft flush table inet crossedge"],
         "link down": ["ip link set crossedge0 down"],
         "link": ["ip link delete crossedge0"],
+        "far end down": ["ip link set crossedge0-far down"],
+        "far end": ["ip link delete crossedge0-far"],
     }
 
 
+@pytest.mark.pair
+def test_one_node_has_a_veth_pair_and_one_a_tun(fleet: Fleet) -> None:
+    assert fleet.status("attic")["host"]["tun"]["kind"] == "veth"
+    assert fleet.status("barn")["host"]["tun"]["kind"] == "tun"
+    shown = [fleet.command(name, "crossedge", "status").stdout for name in ("attic", "barn")]
+    assert "; veth: big_tcp csum tso4" in shown[0]
+    assert "; TUN: csum tso4" in shown[1]
+
+
+@pytest.mark.pair
+def test_pods_that_were_made_before_the_daemon_ran_send_what_its_device_takes(fleet: Fleet) -> None:
+    def sizes(name: str) -> tuple[int, int]:
+        with fleet.network.site(fleet.member(name).pod).namespace, Netlink() as netlink:
+            link = get_link(netlink, "eth0")
+            assert link is not None
+            return link.gso_max_size, link.gso_ipv4_max_size
+
+    until("the pod is adapted", lambda: sizes("attic") == (GSO_MAX_SIZE, BIG_TCP_SIZE), 3.0)
+    assert sizes("barn") == (GSO_MAX_SIZE, GSO_MAX_SIZE)
+
+
 @pytest.mark.parametrize(
-    "what", ["route", "routes", "rule", "address", "table", "rules", "link down", "link"]
+    "what",
+    [
+        "route",
+        "routes",
+        "rule",
+        "address",
+        "table",
+        "rules",
+        "link down",
+        "link",
+        pytest.param("far end down", marks=pytest.mark.pair),
+        pytest.param("far end", marks=pytest.mark.pair),
+    ],
 )
 def test_what_is_deleted_by_hand_is_back_within_a_second_and_traffic_goes_on(fleet: Fleet, what: str) -> None:
     before = fleet.picture("attic")
@@ -92,6 +132,17 @@ def test_what_is_deleted_by_hand_is_back_within_a_second_and_traffic_goes_on(fle
     gaps = [longest_gap(each.stop()) * INTERVAL for each in (ping, six)]
     print(what, back, gaps, clock.waited)
     assert max(gaps) < REPAIRED_WITHIN + clock.waited
+
+
+@pytest.mark.parametrize("what", ["link down", "link"])
+def test_a_tun_is_back_within_a_second_too(fleet: Fleet, what: str) -> None:
+    before = fleet.picture("barn")
+    ping = fleet.pinging("attic", "barn", count=3000, interval=INTERVAL)
+    clock = FairClock()
+    for command in damages(fleet)[what]:
+        fleet.run("barn", command)
+    until(f"{what} is back", lambda: not changes(before, fleet.picture("barn")), 3 * REPAIRED_WITHIN)
+    assert longest_gap(ping.stop()) * INTERVAL < REPAIRED_WITHIN + clock.waited
 
 
 # Inbound rules
@@ -205,7 +256,7 @@ def start_in_vain(fleet: Fleet, node: str, root: Path, config: str, *wrapper: st
     done = fleet.network.run(node, words)
     assert done.returncode == 2, done.stderr
     assert changes(before, fleet.picture(node)) == []
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if "is a TUN, and not a veth pair" not in line]
     assert len(lines) == 1, lines
     return lines[0]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from crossedge.host.tun import attached_name
+from crossedge.host.device import attached_name
 from crossedge.lab.demo_mesh import CONFIG, program
-from tests.daemon_fleet import Fleet, a_fleet, longest_gap
+from tests.daemon_fleet import DEVICES, EACH_DEVICE, Fleet, a_fleet, longest_gap
 from tests.underlays import FARM, HOME, two_regions
 from tests.waiting import until
 
@@ -94,9 +94,17 @@ class ServiceManager:
         self._socket.close()
 
 
+@pytest.fixture(scope="module", params=EACH_DEVICE)
+def device(request: pytest.FixtureRequest) -> str:
+    """The kind of the barn's device."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("inherit"), configs={"barn": ANY_PORT}) as made:
+def fleet(tmp_path_factory: pytest.TempPathFactory, device: str) -> Iterator[Fleet]:
+    configs = {"barn": DEVICES[device] + ANY_PORT}
+    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("inherit"), configs=configs) as made:
+        assert made.status("barn")["host"]["tun"]["kind"] == device
         yield made
 
 
@@ -163,9 +171,34 @@ def test_a_tun_that_was_deleted_is_no_longer_kept(fleet: Fleet, manager: Service
         assert attached_name(kept) == "crossedge0"
 
 
-def test_what_no_longer_fits_is_closed_and_the_daemon_starts(fleet: Fleet, manager: ServiceManager) -> None:
+@pytest.mark.pair
+def test_a_restart_with_another_kind_of_device_keeps_that_ones_descriptor(
+    fleet: Fleet, manager: ServiceManager, device: str
+) -> None:
+    config = fleet.member("barn").root / CONFIG
+    (other,) = DEVICES.keys() - {device}
+    for kind in (other, device):
+        assert fleet.mesh.end("barn", signal.SIGTERM) == 0
+        config.write_text(DEVICES[kind] + ANY_PORT)
+        manager.start(fleet, "barn")
+        assert fleet.status("barn")["host"]["tun"]["kind"] == kind
+        until("the pods are joined", lambda: fleet.answers("attic", "barn"), 5.0)
+        manager.listen()
+        assert {name: len(numbers) for name, numbers in manager.kept.items()} == {
+            "udp4": 1,
+            "udp6": 1,
+            "tun": 1,
+        }
+        (kept,) = manager.kept["tun"]
+        assert attached_name(kept) == "crossedge0"
+
+
+def test_what_no_longer_fits_is_closed_and_the_daemon_starts(
+    fleet: Fleet, manager: ServiceManager, device: str
+) -> None:
     fleet.mesh.end("barn", signal.SIGKILL)
-    (fleet.member("barn").root / CONFIG).write_text("[listen]\nport = 5555\nipv6 = false\n")
+    config = fleet.member("barn").root / CONFIG
+    config.write_text(DEVICES[device] + "[listen]\nport = 5555\nipv6 = false\n")
     manager.kept["tun"] += [os.open("/dev/null", os.O_RDWR)]
     manager.start(fleet, "barn")
     manager.listen()

@@ -15,7 +15,7 @@ import pytest
 
 from crossedge.lab.flows import run_flows
 from crossedge.lab.topology import Conditions
-from tests.daemon_fleet import Fleet, a_fleet
+from tests.daemon_fleet import DEVICES, EACH_DEVICE, Fleet, a_fleet
 from tests.underlays import DELAY_MS, EAST, WEST, node, two_regions
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.tool("ethtool")]
@@ -41,10 +41,11 @@ DISORDER: Final = (
 """What would have been counted if datagrams had been put together wrongly."""
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+@pytest.fixture(scope="module", params=EACH_DEVICE)
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     topology = two_regions("integrity", node("lawn", EAST), node("yard", WEST))
-    with a_fleet(topology, tmp_path_factory.mktemp("integrity")) as made:
+    configs = {"yard": DEVICES[request.param]}
+    with a_fleet(topology, tmp_path_factory.mktemp("integrity"), configs=configs) as made:
         made.go_direct(*NODES)
         yield made
 

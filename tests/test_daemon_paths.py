@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from crossedge.lab.demo import registered
-from tests.daemon_fleet import Fleet, a_fleet, longest_gap, plug_in
+from tests.daemon_fleet import DEVICES, Fleet, a_fleet, longest_gap, plug_in
 from tests.narrow_links import Narrow, check_narrow
 from tests.underlays import FARM, HOME, WEST, behind, two_regions
 from tests.waiting import until
@@ -32,7 +32,8 @@ TOPOLOGY = two_regions(
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("paths")) as made:
+    configs = {"hut": DEVICES["tun"]}  # what is narrow is told through either kind of device
+    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("paths"), configs=configs) as made:
         yield made
 
 

@@ -12,7 +12,7 @@ from crossedge.lab.demo import registered
 from crossedge.lab.demo_mesh import CONFIG
 from crossedge.meshd.state import MAX_MEMBERS_SIZE, MEMBERS
 from crossedge.wire.codec import load
-from tests.daemon_fleet import Fleet, a_fleet, changes, longest_gap, pod_prefixes
+from tests.daemon_fleet import DEVICES, EACH_DEVICE, Fleet, a_fleet, changes, longest_gap, pod_prefixes
 from tests.fair_clock import FairClock
 from tests.underlays import FARM, HOME, WEST, node, two_regions
 from tests.waiting import until
@@ -25,20 +25,28 @@ INTERVAL = 0.02
 TOPOLOGY = two_regions("restart", HOME, FARM, node("yard", WEST))
 
 
+@pytest.fixture(scope="module", params=EACH_DEVICE)
+def device(request: pytest.FixtureRequest) -> str:
+    """The kind of the attic's device."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def pristine() -> dict[str, Any]:
+def pristine(device: str) -> dict[str, Any]:
     """What the attic looked like before its daemon ran for the first time."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, pristine: dict[str, Any]) -> Iterator[Fleet]:
-    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("restart"), start=False) as made:
+def fleet(tmp_path_factory: pytest.TempPathFactory, pristine: dict[str, Any], device: str) -> Iterator[Fleet]:
+    configs = {"attic": DEVICES[device]}
+    with a_fleet(TOPOLOGY, tmp_path_factory.mktemp("restart"), start=False, configs=configs) as made:
         until(
             "the pod's link has settled", lambda: "NO-CARRIER" not in made.run("attic", "ip link").stdout, 3.0
         )
         pristine |= {**made.picture("attic"), "sysctls": made.sysctls("attic")}
         made.begin()
+        assert made.status("attic")["host"]["tun"]["kind"] == device
         yield made
 
 

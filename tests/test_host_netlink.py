@@ -117,6 +117,27 @@ def test_links_are_changed_listed_and_deleted(netlink: Netlink) -> None:
     assert get_link(netlink, index) is None
 
 
+def test_ipv4_may_have_longer_super_packets_than_the_rest(netlink: Netlink) -> None:
+    batch = Batch()
+    big = VethEnd("test0", gso_max_size=62_000, gso_ipv4_max_size=180_000)
+    add_veth(batch, big, VethEnd("test1", gso_max_size=100_000, gso_ipv4_max_size=90_000))
+    set_link(batch, "test0", arp=False)
+    netlink.run(batch)
+    link, peer = get_link(netlink, "test0"), get_link(netlink, "test1")
+    assert link is not None
+    assert peer is not None
+    assert (link.arp, link.gso_max_size, link.gso_ipv4_max_size, link.up) == (False, 62_000, 180_000, False)
+    assert (peer.arp, peer.gso_max_size, peer.gso_ipv4_max_size) == (True, 100_000, 90_000)
+    for sizes in ((61_000, 170_000), (60_000, 0)):
+        batch = Batch()
+        set_link(batch, "test0", gso_max_size=sizes[0], gso_ipv4_max_size=sizes[1])
+        netlink.run(batch)
+        link = get_link(netlink, "test0")
+        assert link is not None
+        assert (link.arp, link.gso_max_size) == (False, sizes[0])
+        assert link.gso_ipv4_max_size == (sizes[1] or sizes[0])
+
+
 def test_a_veth_that_is_roused_takes_packets_at_once(netlink: Netlink) -> None:
     """Even on kernels where asking for the link does not do it."""
     ours, theirs = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"

@@ -113,17 +113,25 @@ class Wire:
                 subprocess.run(["ip", *command.split()], check=True)
 
     def pump(self, source: int, destination: int) -> None:
-        """Carry frames from one TUN to the other, virtio headers and all."""
+        """Carry frames from one device to the other, virtio headers and all."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                frame = os.read(self.state[source].tun.descriptor, 70000)
-                self.frames.append(frame)
+                frame = os.read(self.state[source].tun.descriptor, 500_000)
+                link = 14 if self.state[source].tun.sender >= 0 else 0
+                self.frames.append(frame[:10] + frame[10 + link :])
                 with contextlib.suppress(OSError, RuntimeError):  # the other side may be down
-                    os.write(self.state[destination].tun.descriptor, frame)
+                    self.write(destination, frame)
 
     def inject(self, number: int, packet: bytes) -> None:
-        """Let a packet come out of a host's TUN."""
-        os.write(self.state[number].tun.descriptor, bytes(10) + packet)
+        """Let a packet come out of a host's device."""
+        tun, kind = self.state[number].tun, b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+        link = tun.mac + bytes(6) + kind if tun.sender >= 0 else b""
+        self.write(number, bytes(10) + link + packet)
+
+    def write(self, number: int, frame: bytes) -> None:
+        """Write a frame of this kind of device; on both hosts it is the same."""
+        tun = self.state[number].tun
+        os.write(tun.sender if tun.sender >= 0 else tun.descriptor, frame)
 
     async def run(self, namespace: Namespace, command: str) -> bool:
         def work() -> bool:
@@ -377,6 +385,36 @@ async def test_what_is_for_the_mesh_never_leaves_by_another_way(wire: Wire, vers
     wire.state[1] = wire.host[1].call(HostState, desired(1))
     wire.state[1].start(wire.loop)
     assert (await wire.counters(1))["leak"] >= 2
+
+
+@pytest.mark.pair
+async def test_what_leaves_for_the_mesh_does_not_come_in_by_the_far_end(wire: Wire) -> None:
+    """The host's stack would take it for its own where it goes to a group."""
+    group, host = "239.1.2.3", wire.host[1]
+
+    def listen() -> socket.socket:
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        opened.bind((group, 2000))
+        far = socket.if_nametoindex("crossedge0-far")
+        member = socket.inet_aton(group) + bytes(4) + struct.pack("=i", far)
+        opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        opened.settimeout(0.3)
+        return opened
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+            near = struct.pack("=4s4si", b"", b"", socket.if_nametoindex("crossedge0"))
+            opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, near)
+            opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+            opened.sendto(b"to all", (group, 2000))
+
+    receiver = host.call(listen)
+    wire.open.append(receiver)
+    host.call(send)
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(receiver.recv, 100)
+    assert (await wire.counters(1))["spoofed"] == 0  # nor is it taken for another's
+    assert any(frame.endswith(b"to all") for frame in wire.frames)  # our own socket has it
 
 
 async def test_our_own_datagrams_may_go_where_the_mesh_is(wire: Wire) -> None:

@@ -1,9 +1,11 @@
 """The host becomes what is desired, stays so whatever others do, and is given back as it was."""
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import os
+import socket
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -12,21 +14,27 @@ import pytest
 import pytest_asyncio
 
 from crossedge.host import sysctl
+from crossedge.host.links import list_links, set_link
 from crossedge.host.namespaces import Namespace
-from crossedge.host.netlink import Netlink
+from crossedge.host.netlink import Batch, Netlink
 from crossedge.host.rules import list_rules
 from crossedge.host.tun import Tun
 from crossedge.meshd.desired import METRIC_NOWHERE, METRIC_PEER, TABLE
 from crossedge.meshd.hoststate import HostConflictError, HostState, PeerRoute
-from tests.host_world import DESIRED, host_state, network, ours, picture, sh, until
+from tests.host_world import DESIRED, both_devices, host_state, network, ours, picture, sh, until
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
 state = pytest_asyncio.fixture(host_state)
 
 
-async def test_start_sets_up_everything_that_is_desired(namespace: Namespace, state: HostState) -> None:
+@both_devices
+async def test_start_sets_up_everything_that_is_desired(
+    namespace: Namespace, state: HostState, disable: frozenset[str]
+) -> None:
     found = picture(namespace)
-    assert found["link"] == [([], 1380, True)]
+    near, *far = found["link"]
+    assert near == ("crossedge0", "tun" if disable else "veth", 1380, True, True)
+    assert far == ([] if disable else [("crossedge0-far", "veth", 65535, True, True)])
     assert found["addresses"] == [("10.159.0.1", 32), ("fd00::1", 128)]
     assert [(rule["fwmark"], "not" in rule, rule["table"]) for rule in found["rules"]] == [
         ("0xce5e", True, "41820")
@@ -45,6 +53,8 @@ async def test_start_sets_up_everything_that_is_desired(namespace: Namespace, st
             assert sysctl.read(name) == "1"
     report = state.report()
     json.dumps(report)
+    assert report["tun"]["kind"] == near[1]
+    assert ("big_tcp" in report["tun"]["offloads"]) == (not disable)
     assert report["nftables"]["current"]
     assert report["repaired"] == {}
     assert report["problems"] == []
@@ -66,10 +76,6 @@ async def test_start_sets_up_everything_that_is_desired(namespace: Namespace, st
         ("address", ["ip addr del 10.159.0.1/32 dev crossedge0"]),
         ("address", ["ip addr del fd00::1/128 dev crossedge0"]),
         ("address", ["ip addr flush dev crossedge0"]),
-        ("link", ["ip link set crossedge0 down"]),
-        ("link", ["ip link set crossedge0 mtu 1280"]),
-        ("link", ["ip link set crossedge0 down", "ip link set crossedge0 name other0"]),
-        ("link", ["ip link del crossedge0"]),
         ("nftables", ["nft delete table inet crossedge"]),
         ("nftables", ["nft flush ruleset"]),
         ("nftables", ["nft flush chain inet crossedge forward"]),
@@ -94,6 +100,117 @@ async def test_what_others_delete_or_change_is_back_within_a_second(
         assert namespace.call(sysctl.read, name) == "1"
 
 
+@both_devices
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ["ip link set crossedge0 down"],
+        ["ip link set crossedge0 mtu 1280"],
+        ["ip link set crossedge0 down", "ip link set crossedge0 name other0"],
+        # The kernel tells nobody of a size: it is set right with whatever else is.
+        ["ip link set crossedge0 gso_max_size 30000", "ip link set crossedge0 mtu 1280"],
+        ["ip link set crossedge0 netns OTHER"],
+        ["ip link del crossedge0"],
+    ],
+    ids=lambda value: value[-1],
+)
+async def test_the_device_is_back_within_a_second_whatever_its_kind(
+    namespace: Namespace, state: HostState, disable: frozenset[str], commands: list[str]
+) -> None:
+    await sees_it_repaired(namespace, state, commands)
+    assert state.report()["tun"]["kind"] == ("tun" if disable else "veth")
+
+
+@pytest.mark.pair
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ["ip link set crossedge0 name other0"],
+        ["ip link set crossedge0 address 02:00:00:00:00:09"],
+        ["ip link set crossedge0 arp on"],
+        pytest.param(["ethtool -K crossedge0 tx-tcp-ecn-segmentation on"], marks=pytest.mark.tool("ethtool")),
+        ["ip link set crossedge0-far down"],
+        ["ip link set crossedge0-far name other0"],
+        ["ip link set crossedge0-far address 02:00:00:00:00:09"],
+        ["ip link set crossedge0-far arp on"],
+        ["ip link set crossedge0-far mtu 1500"],
+        ["ip link set crossedge0-far gso_max_size 65536", "ip link set crossedge0-far mtu 1500"],
+        ["ip link set crossedge0-far netns OTHER"],
+        ["ip link set crossedge0 netns OTHER", "ip link del crossedge0-far"],
+        ["ip link del crossedge0-far"],
+        ["ip link del crossedge0", "ip tuntap add crossedge0 mode tun"],
+    ],
+    ids=lambda value: value[-1],
+)
+async def test_what_only_a_pair_has_is_back_within_a_second(
+    namespace: Namespace, state: HostState, commands: list[str]
+) -> None:
+    await sees_it_repaired(namespace, state, commands)
+
+
+@pytest.mark.pair
+async def test_sockets_of_a_far_end_that_was_down_are_made_anew(namespace: Namespace) -> None:
+    """They have an error to tell, at which an event loop may take them for dead."""
+    opened: list[Tun] = []
+    state = namespace.call(HostState, DESIRED, on_tun=opened.append)
+    first = state.start(asyncio.get_running_loop())
+    await state.settled()
+    sh(namespace, "ip link set crossedge0-far down", "ip link set crossedge0-far up")
+    await until(lambda: len(opened) == 1)
+    assert state.tun is opened[0]
+    assert state.tun.holder == first.holder
+    with pytest.raises(OSError):
+        os.fstat(first.descriptor)
+    with namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
+        inner.sendto(b"passes", ("10.160.2.7", 9))
+    assert os.read(state.tun.descriptor, 500_000).endswith(b"passes")
+    other = namespace.call(HostState, DESIRED)
+    with pytest.raises(OSError, match="another process holds it"):
+        other.start(asyncio.get_running_loop())
+    other.close()
+    state.close()
+
+
+@pytest.mark.pair
+async def test_an_end_that_left_and_came_back_is_made_anew(namespace: Namespace, state: HostState) -> None:
+    """The sockets let go of a link that leaves the namespace."""
+    before = picture(namespace)
+    index = state.report()["tun"]["index"]
+    with namespace, Namespace.anonymous() as other, Netlink() as inside:
+        pass
+    move, back = Batch(), Batch()
+    set_link(move, "crossedge0-far", namespace=other.fileno())
+    set_link(back, "crossedge0-far", namespace=namespace.fileno())
+    with namespace, Netlink() as outside:
+        outside.run(move)
+    with other, Netlink() as inside:
+        inside.run(back)
+    other.close()
+    await until(lambda: state.report()["tun"]["index"] != index)
+    await until(lambda: picture(namespace) == before, 5)
+
+
+async def sees_it_repaired(namespace: Namespace, state: HostState, commands: list[str]) -> None:
+    """Have others do something to the device; see that all is as before soon, and that packets pass."""
+    before = picture(namespace)
+    other = Namespace.anonymous()
+    path = f"/proc/{os.getpid()}/fd/{other.fileno()}"
+    sh(namespace, *(command.replace("OTHER", path) for command in commands))
+    await until(lambda: state.repaired["link"] > 0)
+    await until(lambda: picture(namespace) == before, 5)
+    await state.settled()
+    assert state.report()["problems"] == []
+    with other, Netlink() as netlink:
+        assert [link.name for link in list_links(netlink) if link.kind == "veth"] == []
+    other.close()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.read(state.tun.descriptor, 500_000)
+    with namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inner:
+        inner.sendto(b"passes", ("10.160.2.7", 9))
+    assert os.read(state.tun.descriptor, 500_000).endswith(b"passes")
+
+
 async def test_our_own_changes_are_not_taken_for_those_of_others(
     namespace: Namespace, state: HostState
 ) -> None:
@@ -106,9 +223,12 @@ async def test_our_own_changes_are_not_taken_for_those_of_others(
     assert sum(route.metric == METRIC_PEER for route in ours(namespace).values()) == 20
 
 
-async def test_a_deleted_tun_is_opened_again_and_handed_over(namespace: Namespace) -> None:
+@both_devices
+async def test_a_deleted_device_is_opened_again_and_handed_over(
+    namespace: Namespace, disable: frozenset[str]
+) -> None:
     opened: list[Tun] = []
-    state = namespace.call(HostState, DESIRED, on_tun=opened.append)
+    state = namespace.call(HostState, DESIRED, on_tun=opened.append, disable=disable)
     first = state.start(asyncio.get_running_loop())
     descriptor = first.descriptor
     sh(namespace, "ip link del crossedge0")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,24 +11,25 @@ import pytest
 import pytest_asyncio
 
 from crossedge.host import sysctl
+from crossedge.host.device import open_device
 from crossedge.host.links import get_link
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Netlink
 from crossedge.host.routes import list_routes
-from crossedge.host.tun import open_tun
 from crossedge.meshd.desired import METRIC_PEER
 from crossedge.meshd.hoststate import Desired, HostState
-from tests.host_world import DESIRED, host_state, ours, picture, sh
+from tests.host_world import DESIRED, both_devices, host_state, ours, picture, sh
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.asyncio]
 state = pytest_asyncio.fixture(host_state)
 
 
+@both_devices
 async def test_stop_leaves_all_in_place_and_the_next_start_adopts_it(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, tmp_path: Path, disable: frozenset[str]
 ) -> None:
     loop = asyncio.get_running_loop()
-    first = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    first = namespace.call(HostState, DESIRED, disable=disable, record=tmp_path / "host.json")
     first.start(loop)
     await first.settled()
     before, index = picture(namespace), first.report()["tun"]["index"]
@@ -36,7 +38,7 @@ async def test_stop_leaves_all_in_place_and_the_next_start_adopts_it(
     events: list[str] = []
     with namespace:
         watch = subprocess.Popen(["ip", "monitor", "route", "address"], stdout=subprocess.PIPE, text=True)
-    second = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    second = namespace.call(HostState, DESIRED, disable=disable, record=tmp_path / "host.json")
     second.start(loop)
     await second.settled()
     watch.terminate()
@@ -48,11 +50,12 @@ async def test_stop_leaves_all_in_place_and_the_next_start_adopts_it(
     second.close()
 
 
+@both_devices
 async def test_what_an_earlier_life_left_and_is_not_desired_is_swept(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, tmp_path: Path, disable: frozenset[str]
 ) -> None:
     loop = asyncio.get_running_loop()
-    first = namespace.call(HostState, DESIRED)
+    first = namespace.call(HostState, DESIRED, disable=disable)
     first.start(loop)
     first.close()  # as a kill would: nothing is taken away
     sh(
@@ -66,7 +69,7 @@ async def test_what_an_earlier_life_left_and_is_not_desired_is_swept(
         "ip route add 10.172.0.0/16 dev lo table 41820 proto static",
     )
     peers = frozenset(peer for peer in DESIRED.peers if str(peer.prefix) != "10.160.2.0/24")
-    second = namespace.call(HostState, replace(DESIRED, peers=peers))
+    second = namespace.call(HostState, replace(DESIRED, peers=peers), disable=disable)
     second.start(loop)
     await second.settled()
     routes = ours(namespace)
@@ -80,29 +83,38 @@ async def test_what_an_earlier_life_left_and_is_not_desired_is_swept(
     second.close()
 
 
-async def test_an_inherited_tun_is_used(namespace: Namespace) -> None:
-    tun = namespace.call(open_tun, "crossedge0")
-    state = namespace.call(HostState, DESIRED, tun_descriptor=tun.descriptor)
-    assert state.start(asyncio.get_running_loop()).descriptor == tun.descriptor
+@both_devices
+async def test_an_inherited_tun_is_used(namespace: Namespace, disable: frozenset[str]) -> None:
+    tun = namespace.call(open_device, "crossedge0", disable=disable)
+    inherited = os.dup(tun.descriptor)
+    tun.close()
+    state = namespace.call(HostState, DESIRED, disable=disable, tun_descriptor=inherited)
+    assert state.start(asyncio.get_running_loop()).descriptor == inherited
     assert len(ours(namespace)) == 12
     state.close()
 
 
-async def test_an_inherited_tun_that_was_deleted_is_made_again(namespace: Namespace) -> None:
-    tun = namespace.call(open_tun, "crossedge0")
+@both_devices
+async def test_an_inherited_tun_that_was_deleted_is_made_again(
+    namespace: Namespace, disable: frozenset[str]
+) -> None:
+    tun = namespace.call(open_device, "crossedge0", disable=disable)
     sh(namespace, "ip link del crossedge0")
-    state = namespace.call(HostState, DESIRED, tun_descriptor=tun.descriptor)
+    state = namespace.call(HostState, DESIRED, disable=disable, tun_descriptor=tun.descriptor)
     state.start(asyncio.get_running_loop())
     assert len(ours(namespace)) == 12
     state.close()
 
 
+@both_devices
 async def test_the_tun_of_an_earlier_life_with_another_name_is_removed(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, tmp_path: Path, disable: frozenset[str]
 ) -> None:
     loop = asyncio.get_running_loop()
     for name in ("other0", "crossedge0"):
-        state = namespace.call(HostState, replace(DESIRED, tun=name), record=tmp_path / "host.json")
+        state = namespace.call(
+            HostState, replace(DESIRED, tun=name), disable=disable, record=tmp_path / "host.json"
+        )
         state.start(loop)
         assert len(ours(namespace)) == 12
         state.close()
@@ -120,7 +132,10 @@ async def test_a_broken_record_is_done_without(namespace: Namespace, tmp_path: P
     state.close()
 
 
-async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path) -> None:
+@both_devices
+async def test_cleanup_removes_every_trace(
+    namespace: Namespace, tmp_path: Path, disable: frozenset[str]
+) -> None:
     def everything() -> list[str]:
         with namespace:
             return [
@@ -139,7 +154,7 @@ async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path)
 
     before = everything()
     record = tmp_path / "host.json"
-    first = namespace.call(HostState, DESIRED, record=record)
+    first = namespace.call(HostState, DESIRED, disable=disable, record=record)
     first.start(asyncio.get_running_loop())
     await first.settled()
     first.close()
@@ -154,23 +169,27 @@ async def test_cleanup_removes_every_trace(namespace: Namespace, tmp_path: Path)
     other.close()
 
 
-async def test_a_start_that_fails_leaves_nothing_it_made(namespace: Namespace, tmp_path: Path) -> None:
+@both_devices
+async def test_a_start_that_fails_leaves_nothing_it_made(
+    namespace: Namespace, tmp_path: Path, disable: frozenset[str]
+) -> None:
     sh(namespace, "ip link add crossedge0 type bridge")
     before = picture(namespace)
     record = tmp_path / "host.json"
-    made = namespace.call(HostState, DESIRED, record=record)
-    with pytest.raises(OSError, match="no TUN of ours"):
+    made = namespace.call(HostState, DESIRED, disable=disable, record=record)
+    with pytest.raises(OSError, match="ours"):
         made.start(asyncio.get_running_loop())
     made.close()
     assert picture(namespace) == before
     assert not record.exists()
 
 
+@both_devices
 async def test_a_start_that_fails_leaves_what_an_earlier_life_had(
-    namespace: Namespace, state: HostState, tmp_path: Path
+    namespace: Namespace, state: HostState, tmp_path: Path, disable: frozenset[str]
 ) -> None:
     before = picture(namespace)
-    other = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    other = namespace.call(HostState, DESIRED, disable=disable, record=tmp_path / "host.json")
     with pytest.raises(OSError, match="another process holds it"):
         other.start(asyncio.get_running_loop())
     other.close()
@@ -178,11 +197,14 @@ async def test_a_start_that_fails_leaves_what_an_earlier_life_had(
     assert (tmp_path / "host.json").exists()
 
 
-async def test_what_was_started_can_be_withdrawn(namespace: Namespace, tmp_path: Path) -> None:
+@both_devices
+async def test_what_was_started_can_be_withdrawn(
+    namespace: Namespace, tmp_path: Path, disable: frozenset[str]
+) -> None:
     before = picture(namespace)
     with namespace:
         forwarding = sysctl.read("net/ipv4/ip_forward")
-    made = namespace.call(HostState, DESIRED, record=tmp_path / "host.json")
+    made = namespace.call(HostState, DESIRED, disable=disable, record=tmp_path / "host.json")
     made.start(asyncio.get_running_loop())
     await made.settled()
     assert picture(namespace) != before
@@ -193,8 +215,9 @@ async def test_what_was_started_can_be_withdrawn(namespace: Namespace, tmp_path:
         assert sysctl.read("net/ipv4/ip_forward") == forwarding
 
 
+@both_devices
 async def test_cleanup_while_running_is_not_undone_by_ourselves(
-    namespace: Namespace, state: HostState
+    namespace: Namespace, state: HostState, disable: frozenset[str]
 ) -> None:
     assert state.cleanup()
     await asyncio.sleep(0.1)
@@ -203,9 +226,10 @@ async def test_cleanup_while_running_is_not_undone_by_ourselves(
     assert picture(namespace)["nft"] is None
 
 
-async def test_a_failed_start_can_be_tried_again(namespace: Namespace) -> None:
-    blocker = namespace.call(open_tun, "crossedge0")
-    state = namespace.call(HostState, DESIRED)
+@both_devices
+async def test_a_failed_start_can_be_tried_again(namespace: Namespace, disable: frozenset[str]) -> None:
+    blocker = namespace.call(open_device, "crossedge0", disable=disable)
+    state = namespace.call(HostState, DESIRED, disable=disable)
     loop = asyncio.get_running_loop()
     with pytest.raises(OSError, match="another process holds it"):
         state.start(loop)

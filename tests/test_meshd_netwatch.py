@@ -28,6 +28,8 @@ def test_routes_of_our_own_and_of_pods_are_no_reason_to_look() -> None:
     pod = Route(ipaddress.ip_network("10.160.1.7/32"), 9)
     assert not watch.concerns(Event("route", False, pod))
     assert not watch.concerns(Event("link", False, replace(UPLINK, index=3, name="crossedge0", kind="tun")))
+    far = replace(UPLINK, index=4, name="crossedge0-far", kind="veth")
+    assert not watch.concerns(Event("link", False, far))
     assert watch.concerns(Event("route", False, WAY))
     assert watch.concerns(Event("overrun", False, None))
 
