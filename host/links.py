@@ -45,6 +45,7 @@ IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 IFLA_LINK_NETNSID = 37
 IFLA_GSO_MAX_SIZE = 41
+IFLA_CARRIER_DOWN_COUNT = 48
 IFLA_GSO_IPV4_MAX_SIZE = 63
 """Since Linux 6.3; an older kernel takes no notice of it."""
 IFLA_INFO_KIND = 1
@@ -86,6 +87,8 @@ class Link:
     """Id that the namespace of the lower link or other end has here; -1 if that is this one."""
     gso_ipv4_max_size: int = 0
     """Longest IPv4 super-packet that leaves by it, in bytes; 0 where the kernel knows none of its own."""
+    carrier_losses: int = 0
+    """How often it has lost its carrier, as a veth does when either end is switched off."""
 
     @property
     def up(self) -> bool:
@@ -295,4 +298,5 @@ def parse_link(reply: Reply) -> Link:
         group=number(IFLA_GROUP),
         namespace=number(IFLA_LINK_NETNSID) if IFLA_LINK_NETNSID in found else -1,
         gso_ipv4_max_size=number(IFLA_GSO_IPV4_MAX_SIZE),
+        carrier_losses=number(IFLA_CARRIER_DOWN_COUNT),
     )

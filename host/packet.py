@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -130,16 +129,6 @@ def reads(descriptor: int) -> str | None:
 def namespace_of(descriptor: int) -> Namespace:
     """Return the network namespace of a socket; raises `OSError`."""
     return Namespace(fcntl.ioctl(descriptor, SIOCGSKNS))
-
-
-def has_failed(descriptor: int) -> bool:
-    """Tell whether a packet socket has an error to tell: its link was down.
-
-    Once that is read, it goes on; but some event loops (libuv's) watch it no more, without reading it.
-    """
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def overflowed(descriptor: int) -> int:

@@ -184,7 +184,8 @@ def open_pair(name: str, descriptor: int | None, *, mtu: int) -> Tun:
 def reopen_pair(tun: Tun, netlink: Netlink) -> Tun:
     """Return an open pair with sockets made anew, and what holds it; the earlier sockets stay the caller's.
 
-    In this thread's namespace. Raises `OSError`.
+    In this thread's namespace. A socket whose link was down has an error to tell, and goes on once that is
+    read; but some event loops (libuv's) watch it no more, without reading it. Raises `OSError`.
     """
     pair = find_pair(netlink, tun.name)
     if pair is None:

@@ -11,7 +11,6 @@ from crossedge.host.device import attached_name, open_device
 from crossedge.host.links import Link, delete_link, get_link, rouse_veth, set_link
 from crossedge.host.namespaces import Namespace
 from crossedge.host.netlink import Batch, Netlink
-from crossedge.host.packet import has_failed
 from crossedge.host.tun import GSO_MAX_SIZE, Tun
 from crossedge.host.vethpair import (
     far_fits,
@@ -56,7 +55,9 @@ class HostDevice:
         self.index = 0
         """Of the link that has addresses and routes."""
         self._far = 0
-        """Index of a pair's other end."""
+        """Index of a pair's other end,"""
+        self._losses = 0
+        """and how often that had lost its carrier when its sockets were opened."""
 
     def open(self, netlink: Netlink, name: str, mtu: int, descriptor: int | None = None) -> Tun:
         """Open the device, or adopt the open one that is inherited; raises `OSError`.
@@ -77,6 +78,8 @@ class HostDevice:
         if link is None:
             raise OSError(f"the device {name} is gone again")
         self.index, self._far = link.index, link.peer if link.kind == "veth" else 0
+        far = get_link(netlink, self._far) if self._far else None
+        self._losses = far.carrier_losses if far is not None else 0
 
     def close(self) -> None:
         """Close its descriptors; all stays in place."""
@@ -172,8 +175,9 @@ class HostDevice:
         with self._namespace:
             mended = leave_offloads(name)
             without_ipv6(far_name(name))
-            if self.tun is not None and has_failed(self.tun.descriptor):
+            if self.tun is not None and far.carrier_losses != self._losses:
                 before, self.tun = self.tun, reopen_pair(self.tun, netlink)
+                self._losses = far.carrier_losses
                 self._hand_over(before, self.tun)
                 mended = True
         return Mended(changed=len(batch) > 0 or mended, lost=not near.up)
