@@ -7,9 +7,8 @@ counted under the reason; nothing here raises for a peer's fault.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, TypeAlias
 
-from crossedge.meshd.bigtcp import Joiner
+from crossedge.meshd.bigtcp import Joiner, Key
 from crossedge.meshd.coalesce import Coalescer
 from crossedge.meshd.flow import (
     FLOWS_KEPT,
@@ -39,9 +38,6 @@ from crossedge.meshd.segment import mend
 from crossedge.meshd.sink import Sink
 from crossedge.meshd.virtio import GSO_NONE, GSO_TCPV4, SIZE, Header
 from crossedge.wire.errors import WireError
-
-Key: TypeAlias = tuple[Link, int, int, bool, tuple[Any, ...]]
-"""From which link, type and segment size, whether the checksum is partial, and what the packet says."""
 
 
 class Delivery:

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from crossedge.host.clock import boottime
+from crossedge.host.device import overflowed
 from crossedge.host.tun import Tun
 from crossedge.host.udp import UdpSocket, open_udp
 from crossedge.meshd.allowedips import AllowedIPs
@@ -142,6 +143,8 @@ class Engine:
             self._tun.dropped,
             self.udp.dropped,
         )
+        if lost := overflowed(self._tun_descriptor):
+            self.dropped["tun-read-overflow"] += lost
         total = self.mesh.all_dropped()
         for counter in counters:
             total.update(counter)
@@ -195,6 +198,7 @@ class Engine:
             sender=tun.sender,
             mac=tun.mac,
         )
+        self._tun_descriptor = tun.descriptor
         self.plane.write_to(shell.write, shell.join, Offloads.named(tun.offloads))
         return shell
 

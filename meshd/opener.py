@@ -134,7 +134,8 @@ class Opener:
 
         False where it does not open: `open` deals with it, nothing is done. Afterwards `Delivery.flush`.
         """
-        if self._delivery.joiner.frames:  # the last of them is in this buffer
+        joiner = self._delivery.joiner
+        if joiner.frames:  # the last of them is in this buffer
             self._spare.append(self._plain)
             self._plain = self._spare.popleft()
             self._view = memoryview(self._plain)
@@ -158,6 +159,11 @@ class Opener:
             self._reassembly.discard((keypair.local_index, counter - count))
         if stop < BASE + FRAME_SIZE:
             return True
+        if joiner.expected and joiner.link is link and self._plain.startswith(joiner.expected, BASE):
+            end = BASE + FRAME_SIZE + joiner.length
+            if end <= stop and (end + FRAME_SIZE > stop or not FRAME.unpack_from(self._plain, end)[3]):
+                joiner.follow(view[BASE + FRAME_SIZE - SIZE : end])
+                return True
         flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
         end = BASE + FRAME_SIZE + length
         if (

@@ -45,8 +45,9 @@ from crossedge.meshd.packet import (
     UDP_CHECKSUM,
     may_fragment,
 )
+from crossedge.meshd.parts import Parts
 from crossedge.meshd.policy import NO_PEER, Policy
-from crossedge.meshd.segment import Heads, fragments, mend, split
+from crossedge.meshd.segment import fragments, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
 from crossedge.meshd.staging import Stage, Staging
 from crossedge.meshd.stockseal import room as transport_room
@@ -85,6 +86,7 @@ class Outbound:
         "_flows",
         "_frames",
         "_packets",
+        "_parts",
         "_policy",
         "_run",
         "_run_of",
@@ -127,6 +129,7 @@ class Outbound:
         self._run = UdpRun()
         self._run_of: tuple[Link, Stage] | None = None
         self._ack: Staged | None = None
+        self._parts = Parts(staging, self._super_packet)
 
     def take(self, length: int, now: float) -> None:
         """Take the frame (virtio header and packet) in the first `length` bytes of the buffer."""
@@ -407,7 +410,7 @@ class Outbound:
         if kind.measures is not link.growth.measures:
             self._measure(link, kind)
         if length > SIZE + CLAIMED:
-            self._parts(link, stage, view, length, kind, now)
+            self._parts.send(link, stage, view, length, kind, now)
             return
         if not stage.superframes:
             self._as_transport(link, stage, view[SIZE:length], kind, now)
@@ -430,7 +433,7 @@ class Outbound:
             head = FRAME_SIZE + kind.header
             self._frames.pieces(link, stage.keypair, buffer, START, length, head, stride)
         elif payload > kind.most:
-            self._parts(link, stage, view, length, kind, now)
+            self._parts.send(link, stage, view, length, kind, now)
         else:
             FRAME.pack_into(buffer, START, PARTIAL_CHECKSUM | LAST_PIECE, gso_type, gso_size, length - SIZE)
             self._frames.whole(link, stage.keypair, view, START, length)
@@ -445,49 +448,6 @@ class Outbound:
         kind.stride = stride if kind.gso_type in link.gso and stride >= SMALLEST_SEGMENT else 0
         room = self._frames.record_room(link) if link.growth.datagrams > 1 else 0
         kind.most = max(0, (room - head) // gso_size * gso_size)
-
-    def _parts(
-        self, link: Link, stage: Stage, view: memoryview, length: int, kind: SuperKind, now: float
-    ) -> None:
-        """Send a super-packet that is too long for one record, or for IP, as several, made in place.
-
-        All but the last are as long as can be, so that their datagrams are equally long. The headers of each
-        are written over the end of the one before, which has left already.
-        """
-        header, gso_size, layout = kind.header, kind.gso_size, kind.layout
-        payload = length - SIZE - header
-        records = stage.superframes and kind.most > 0
-        step = kind.most or (CLAIMED - header) // gso_size * gso_size
-        template = bytearray(view[SIZE : SIZE + header])
-        claimed = length - SIZE
-        heads = None
-        if layout.transport == IPV4_HEADER and layout.protocol == TCP:
-            heads = Heads(bytes(template), gso_size, claimed)
-        elif claimed > CLAIMED:  # its header says 0, which is not what is in the partial checksum
-            place = layout.transport + TCP_CHECKSUM
-            partial = int.from_bytes(template[place : place + 2], "big") - claimed
-            template[place : place + 2] = (partial % 65535).to_bytes(2, "big")
-        if stage.ends:
-            self._staging.seal(link, stage)
-        behind = self._frames.padding(link, FRAME_SIZE + header + step) if records else 0
-        frame = FRAME.pack(PARTIAL_CHECKSUM | LAST_PIECE, kind.gso_type, gso_size, header + step)
-        for before in range(0, payload, step):
-            after = min(before + step, payload)
-            at, end = SIZE + before, SIZE + header + after
-            if heads is not None:
-                heads.write(view, at, end, before, last=after == payload)
-            else:
-                view[at : at + header] = template
-                mend(view[at:end], layout, before, gso_size, after == payload)
-            if records and after - before == step:
-                view[at - FRAME_SIZE : at] = frame
-                kept = bytes(view[end : end + behind])
-                self._frames.whole(link, stage.keypair, view, at - FRAME_SIZE, end)
-                view[end : end + behind] = kept
-                stage.sealed += end - at
-            else:
-                part = view[before : end + PADDING_MOST]
-                self._super_packet(link, stage, part, part, end - before, kind, now)
 
     def _as_transport(
         self, link: Link, stage: Stage, packet: memoryview, kind: SuperKind, now: float

@@ -53,13 +53,17 @@ class ReplayWindow:
 
     def mark(self, counter: int) -> None:
         """Mark `counter` as accepted, which `check` found acceptable just now."""
-        newest = self.newest
+        word, newest = counter >> _SHIFT, self.newest
         if counter > newest:
-            if counter >> _SHIFT == newest >> _SHIFT:
+            if word - (newest >> _SHIFT) == 1:  # as with records of many datagrams
+                self.newest = counter
+                self._words[word & _RING] = 1 << (counter & _LOW)
+                return
+            if word == newest >> _SHIFT:
                 self.newest = counter
             else:
                 self._advance(counter)
-        self._words[counter >> _SHIFT & _RING] |= 1 << (counter & _LOW)
+        self._words[word & _RING] |= 1 << (counter & _LOW)
 
     def check_range(self, first: int, count: int) -> int:
         """Return the bitmask of those of `count` counters from `first` that may be accepted."""

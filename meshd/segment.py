@@ -30,6 +30,7 @@ from crossedge.meshd.packet import (
     TCP,
     TCP_CHECKSUM,
     UDP_CHECKSUM,
+    Buffer,
     Layout,
     claimed_length,
 )
@@ -125,6 +126,31 @@ class Heads:
             window,
             (self._partial + size) % 65535,
         )
+
+
+def progression(head: Buffer, at: int, payload: int, gso_size: int, count: int) -> tuple[int, int] | None:
+    """Foresee the headers of equal parts of a super-packet: TCP over IPv4 without options.
+
+    `head` ends with the headers of one part, its IPv4 header begins at `at`; each part has `payload` bytes,
+    whole segments. Returns `head` as a big-endian number, and what to add for the next part; None where
+    something would wrap before `count` parts, or they are not alike.
+    """
+    _, identification, _, checksum, _, sequence, _, _, flags, _, _ = _HEADS.unpack_from(
+        head, at + TOTAL_LENGTH
+    )
+    segments = payload // gso_size
+    if (
+        identification + count * segments > 0xFFFF
+        or not count * segments < checksum < 0xFFFF
+        or sequence + count * payload > 0xFFFFFFFF
+        or flags & (AT_LAST | CWR)
+    ):
+        return None
+    behind = 8 * (len(head) - at)  # bits from the IPv4 header on
+    step = payload << behind - 8 * 28  # to the sequence number's end
+    step += segments << behind - 8 * (IDENTIFICATION + 2)
+    step -= segments << behind - 8 * (HEADER_CHECKSUM + 2)
+    return int.from_bytes(head, "big"), step
 
 
 def split(

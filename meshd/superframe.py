@@ -297,11 +297,6 @@ class SuperframeSealer:
         count = min(link.growth.datagrams, self._train.capacity(link, HEADER_SIZE + chunk))
         return count * chunk - TAG_SIZE
 
-    def padding(self, link: Link, length: int) -> int:
-        """Return how many bytes of padding `whole` writes behind so many bytes of frames."""
-        key = length, link.room
-        return len((self._forms.get(key) or self._form(*key)).padding)
-
     def whole(self, link: Link, keypair: Keypair, view: memoryview, start: int, end: int) -> None:
         """Seal the frames `view[start:end]`, no more than `record_room`, as one record.
 
@@ -325,6 +320,51 @@ class SuperframeSealer:
         )
         form.headers.set(keypair.remote_index, counter)
         self._train.send_parts(link, form.parts, form.segment, count)
+
+    def row(
+        self,
+        link: Link,
+        keypair: Keypair,
+        view: memoryview,
+        start: int,
+        end: int,
+        heads: tuple[int, int],
+        head: int,
+        stride: int,
+        number: int,
+    ) -> None:
+        """Seal `number` records in a row, which begin `stride` bytes after one another, each with one frame.
+
+        The first is `view[start:end]`; what is behind the last one's end is left as it is. `heads` are the
+        first `head` bytes of it as a number and what to add to that for the next (`segment.progression`).
+        """
+        aead = keypair.chunks_send
+        if aead is None:
+            raise ValueError("superframes are not agreed under this keypair")
+        train, endpoints = self._train, link.endpoints
+        train.send()
+        key = end - start, link.room
+        form = self._forms.get(key) or self._form(*key)
+        count, padding, sealed, headers = form.count, form.padding, form.sealed, form.headers
+        parts, segment, remote = form.parts, form.segment, keypair.remote_index
+        seal, transmit = aead.encrypt_into, train.transmit
+        counter = keypair.reserve_chunks(number * count)
+        link.sent.datagrams += number * count
+        value, step = heads
+        for _ in range(number):
+            after = end + len(padding)
+            behind = bytes(view[end:after])
+            view[start : start + head] = value.to_bytes(head, "big")
+            view[end:after] = padding
+            seal((counter << 32 | count << 8).to_bytes(12, "little"), view[start:after], None, sealed)
+            view[end:after] = behind
+            headers.set(remote, counter)
+            for endpoint in endpoints:
+                transmit(endpoint, parts, segment)
+            counter += count
+            start += stride
+            end += stride
+            value += step
 
     def _form(self, length: int, room: int) -> _Form:
         """Work out how a record of `length` bytes is spread where a datagram has room for so many."""

@@ -144,19 +144,20 @@ def body(size: int) -> bytes:
 
 @pytest.mark.parametrize("size", [65_484, 65_485, 100 * GSO, 282 * GSO, 282 * GSO - 500])
 @pytest.mark.parametrize("flags", [0x10, 0x18, 0x19])
-def test_one_leaves_as_records_and_comes_out_joined(size: int, flags: int) -> None:
+@pytest.mark.parametrize("sequence", [1000, START])
+def test_one_leaves_as_records_and_comes_out_joined(size: int, flags: int, sequence: int) -> None:
     alice, bob = pair(size=1472)
     joining = Joining(bob)
     for side in (alice, bob):
         grown(side)
     payload = body(size)
     for _ in range(2):  # of a flow that bob knows, too
-        alice.read(big_frame(payload, flags=flags))
+        alice.read(big_frame(payload, sequence=sequence, flags=flags))
         datagrams = alice.datagrams()
         bob.take_parted(*datagrams, source=ALICE)
         assert not bob.dropped
         written = len(bob.written)
-        assert joining.packets() == stream_of(payload, flags=flags)
+        assert joining.packets() == stream_of(payload, sequence=sequence, flags=flags)
     lengths = {len(datagram) for datagram in datagrams}
     assert len(lengths) <= 2
     parts = -(-size // (48 * GSO))
@@ -183,23 +184,24 @@ def test_all_but_the_last_datagrams_of_a_burst_are_equally_long() -> None:
     st.sampled_from(["mesh", "not agreed", "stock"]),
     st.sampled_from([1252, 1400, 1472, 8972]),
     st.booleans(),
+    st.sampled_from([1000, START, 2**32 - 300_000]),
 )
 def test_however_it_travels_the_stream_is_the_same(
-    size: int, datagrams: int, peer: str, path: int, parted: bool
+    size: int, datagrams: int, peer: str, path: int, parted: bool, sequence: int
 ) -> None:
     alice, bob = pair(size=path, superframes=peer == "mesh", stock=peer == "stock")
     joining = Joining(bob)
     grown(alice, datagrams)
     payload = body(size)
-    alice.read(big_frame(payload, flags=0x18))
+    alice.read(big_frame(payload, sequence=sequence, flags=0x18))
     take = bob.take_parted if parted and peer == "mesh" else bob.take
     take(*alice.datagrams(), source=ALICE)
     assert not alice.dropped
     assert not bob.dropped
     got = joining.packets()
     if peer == "mesh":
-        assert got == stream_of(payload, flags=0x18)
-    at = START
+        assert got == stream_of(payload, sequence=sequence, flags=0x18)
+    at = sequence
     for packet in got:  # where it travels as transport data, segments are as long as the path lets them be
         assert int.from_bytes(packet[24:28], "big") == at & 0xFFFFFFFF
         at += len(packet) - 52
@@ -337,14 +339,18 @@ def test_what_differs_is_not_joined_and_order_is_kept(what: str) -> None:
 
 
 @few
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12),
+    st.booleans(),
+    st.sampled_from([5000, START]),
+)
 def test_whatever_comes_between_nothing_changes_and_nothing_overtakes(
-    steps: list[tuple[int, int]], refused: bool
+    steps: list[tuple[int, int]], refused: bool, first: int
 ) -> None:
     alice, bob = pair(size=1472)
     joining = Joining(bob, 99 if refused else 0)
     grown(alice)
-    at = [START, 1000]
+    at = [first, 1000]
     frames = []
     for kind, odd in steps:
         number = odd % 2
