@@ -320,9 +320,15 @@ def test_neighbours_are_set_and_deleted(netlink: Netlink) -> None:
         for address in ("10.0.0.1", "fd00::1")
     ]
     run(netlink, *((set_neighbour, entry) for entry in entries))
-    assert sorted(list_neighbours(netlink, index), key=str) == sorted(entries, key=str)
+
+    def listed() -> list[Neighbour]:
+        """Return what is not for groups: the kernel reports its own when it has time."""
+        found = list_neighbours(netlink, index)
+        return sorted((each for each in found if not each.address.is_multicast), key=str)
+
+    assert listed() == sorted(entries, key=str)
     run(netlink, *((delete_neighbour, entry) for entry in [*entries, *entries]))
-    assert list_neighbours(netlink, index) == []
+    assert listed() == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a:b", "sixteen-letters!"])
