@@ -22,14 +22,17 @@ from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.superframe import HEADER_SIZE
 
 GROUPS, RUNS = 200, 5  # short ones: some are not interrupted
-SLOT = 131_072  # bytes between what is received at a time: always in the same places
+SLOT = 524_288  # bytes between what is received at a time: always in the same places
 NOISE = random.Random(1).randbytes(61_000)  # sums of zeros would cost too little
+LONG = NOISE * 6 + NOISE[:8_496]
+BIG_TCP = lab.ALL_OFFLOADS._replace(big_tcp=True)
 CASES = {
     "TCP super-packet, 61,000 B": ([lab.super_frame(lab.tcp(NOISE, partial=True), 1328)], {}),
     "the same, ChaCha20": (
         [lab.super_frame(lab.tcp(NOISE, partial=True), 1328)],
         {"aead": "chacha20-poly1305"},
     ),
+    "TCP super-packet, 374,496 B": ([lab.big_super_frame(LONG, 1328)], {"offloads": BIG_TCP}),
     "64 UDP packets, 1,300 B": (
         [lab.partial_frame(lab.udp(bytes(1300), partial=True, identification=n)) for n in range(64)],
         {},
@@ -61,7 +64,7 @@ def cost(frames: list[bytes], growth: int, settings: dict[str, object]) -> tuple
     """Return what sending, taking trains and taking single datagrams cost, in microseconds."""
     alice, bob = lab.pair(size=1472, **settings)
     alice.link.growth.datagrams = growth
-    bob.plane._sink._write = lambda _: None
+    bob.plane._sink._write, bob.plane._sink._join = lambda _: None, lambda _: True
 
     alone = len(frames) == 1 and len(frames[0]) < 1400
 

@@ -372,6 +372,16 @@ def super_frame(packet: bytes, gso_size: int) -> bytes:
     return HEADER.pack(1, kind, header, gso_size, at, 16 if tcp_inside else 6) + packet
 
 
+def big_super_frame(payload: bytes, gso_size: int, *, sequence: int = 1000, flags: int = 0x10) -> bytes:
+    """A TCP super-packet's frame over IPv4 as Linux makes it beyond 64 KiB: its total length is 0."""
+    empty = tcp(b"", sequence=sequence, flags=flags, partial=True)
+    size = len(empty) - 20 + len(payload)
+    head = empty[:2] + bytes(2) + empty[4:10] + bytes(2) + empty[12:20]
+    head = head[:10] + struct.pack("!H", ~checksum(head) & 0xFFFF) + head[12:]
+    transport = empty[20:36] + struct.pack("!H", pseudo(A4, B4, 6, size)) + empty[38:]
+    return HEADER.pack(1, 1, len(empty), gso_size, 20, 16) + head + transport + payload
+
+
 def packets_of(*frames: bytes) -> list[bytes]:
     """What these frames are on a wire, IPv4 identifications blanked where "don't fragment" frees them."""
     return [unnumbered(packet) for frame in frames for packet in segments(frame)]

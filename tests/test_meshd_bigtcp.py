@@ -21,11 +21,11 @@ from crossedge.meshd.outbound import LARGEST_FRAME
 from crossedge.meshd.tun import TunShell
 from crossedge.meshd.virtio import ALL_OFFLOADS, ETHERNET, HEADER, SIZE, Header
 from tests.data_pair import (
-    A4,
     ALICE,
     B4,
     NOW,
     Side,
+    big_super_frame,
     checksum,
     ip,
     packets_of,
@@ -47,13 +47,8 @@ START = 2**32 - 70_000  # a sequence number that wraps on the way
 
 
 def big_frame(payload: bytes, *, sequence: int = START, flags: int = 0x10) -> bytes:
-    """The frame of a TCP super-packet over IPv4 as Linux makes it beyond 64 KiB: its total length is 0."""
-    empty = tcp(b"", sequence=sequence, flags=flags, partial=True)
-    size = len(empty) - 20 + len(payload)
-    head = empty[:2] + bytes(2) + empty[4:10] + bytes(2) + empty[12:20]
-    head = head[:10] + struct.pack("!H", ~checksum(head) & 0xFFFF) + head[12:]
-    transport = empty[20:36] + struct.pack("!H", pseudo(A4, B4, 6, size)) + empty[38:]
-    return HEADER.pack(1, 1, len(empty), GSO, 20, 16) + head + transport + payload
+    """The frame of a super-packet beyond 64 KiB."""
+    return big_super_frame(payload, GSO, sequence=sequence, flags=flags)
 
 
 def stream_of(payload: bytes, *, sequence: int = START, flags: int = 0x10) -> list[bytes]:
