@@ -39,8 +39,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from datapeers import build_wireguard, find_nebula
 from datarows import LOSSES, NEBULA, WORST, Bench, Result, Round
-from dataworld import build_wireguard, find_nebula
 
 from crossedge.host.namespaces import mount
 

@@ -16,18 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from dataworld import (
-    Authority,
-    Crossedge,
-    System,
-    World,
-    find_nebula,
-    nebula,
-    run,
-    stock_peer,
-    wireguard,
-    wireguard_hub,
-)
+from datapeers import find_nebula, nebula, stock_peer, wireguard, wireguard_hub
+from dataworld import Authority, Crossedge, System, World, run
 
 LOSSES: Final = {"0.1": (1000, 1), "1": (100, 1), "3": (100, 3)}
 """In so many datagrams so many are dropped."""

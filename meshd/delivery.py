@@ -10,23 +10,10 @@ from collections import Counter
 
 from crossedge.meshd.bigtcp import Joiner, Key
 from crossedge.meshd.coalesce import Coalescer
-from crossedge.meshd.flow import (
-    FLOWS_KEPT,
-    IN4,
-    IN4_TCP,
-    IN6,
-    IN6_TCP,
-    LEAST4,
-    LEAST6,
-    InFlow,
-    in_flow,
-    may_recall,
-)
+from crossedge.meshd.flow import FLOWS_KEPT, InFlow, in_flow, inbound_key, may_recall
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
-    IPV6_HEADER,
     PLAIN_IPV4,
-    TCP,
     Layout,
     addresses,
     claimed_length,
@@ -130,15 +117,10 @@ class Delivery:
         `joinable`: others may be joined to it; its memory must not change as long as `joiner.frames` has it.
         False where it is for `frame`: nothing is done.
         """
-        size = len(frame)
-        if size < LEAST6:
+        found = inbound_key(frame)
+        if found is None:
             return False
-        if frame[SIZE] == PLAIN_IPV4:
-            read = (IN4_TCP if frame[SIZE + 9] == TCP else IN4)(frame)
-            claimed = SIZE + (frame[SIZE + 2] << 8 | frame[SIZE + 3])
-        else:
-            read = (IN6_TCP if frame[SIZE + 6] == TCP else IN6)(frame)
-            claimed = SIZE + IPV6_HEADER + (frame[SIZE + 4] << 8 | frame[SIZE + 5])
+        (read, claimed), size = found, len(frame)
         key, flow = (link, gso_type, gso_size, needs_checksum, read), self._last_flow
         if flow is None or key != self._last:
             flow, self._last = self._flows.get(key), key
@@ -200,17 +182,10 @@ class Delivery:
         self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool
     ) -> InFlow | None:
         """Return what is known of a good packet; None where it was dropped."""
-        size = len(frame)
-        if size < LEAST4:
+        found = inbound_key(frame)
+        if found is None:
             return self._judge_afresh(None, link, frame, gso_type, gso_size, needs_checksum)
-        if frame[SIZE] == PLAIN_IPV4:
-            read = (IN4_TCP if frame[SIZE + 9] == TCP else IN4)(frame)
-            claimed = SIZE + (frame[SIZE + 2] << 8 | frame[SIZE + 3])
-        elif size < LEAST6:
-            return self._judge_afresh(None, link, frame, gso_type, gso_size, needs_checksum)
-        else:
-            read = (IN6_TCP if frame[SIZE + 6] == TCP else IN6)(frame)
-            claimed = SIZE + IPV6_HEADER + (frame[SIZE + 4] << 8 | frame[SIZE + 5])
+        (read, claimed), size = found, len(frame)
         key = link, gso_type, gso_size, needs_checksum, read
         flow = self._flows.get(key)
         if flow is not None and claimed == size and flow.shortest <= size <= flow.longest:

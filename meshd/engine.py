@@ -78,7 +78,6 @@ class Engine:
         self.udp = UdpShell(
             sockets,
             receive=self._receive,
-            end_wholes=lambda now: self.plane.end_wholes(now),
             after=self._after,
             clock=boottime,
             too_big=self._too_big,
@@ -102,7 +101,8 @@ class Engine:
             offloads=Offloads.named(tun.offloads),
             mtu=mtu,
         )
-        self.udp.lone, self.udp.whole = self.plane.inbound_lone, self.plane.whole
+        self.udp.lone = self.plane.inbound_lone
+        self.udp.whole, self.udp.end_wholes = self.plane.whole, self.plane.end_wholes
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None

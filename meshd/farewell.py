@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from crossedge.meshd.handshaking import NEVER
 from crossedge.meshd.inner import Bye
 from crossedge.meshd.peerport import Port
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from crossedge.meshd.peer import MeshPeer
 
 PARTING_TIME: Final = 2.0  # seconds after a Bye for which what is on its way is waited for
-NEVER: Final = float("-inf")
 
 
 class Farewell:

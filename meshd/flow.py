@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
@@ -164,6 +164,20 @@ def usual_place(packet: memoryview, start: int, offset: int) -> bool:
     if (start, offset) == (transport, _CHECKSUMS.get(protocol)):
         return True
     return checksum_place(packet, dissect(packet)) == start + offset
+
+
+def inbound_key(frame: memoryview) -> tuple[tuple[Any, ...], int] | None:
+    """Return the key of an inbound frame and its length by its IP header, in bytes; None: it is too short."""
+    size = len(frame)
+    if size < LEAST4:
+        return None
+    if frame[SIZE] == PLAIN_IPV4:
+        read = (IN4_TCP if frame[SIZE + 9] == TCP else IN4)(frame)
+        return read, SIZE + (frame[SIZE + 2] << 8 | frame[SIZE + 3])
+    if size < LEAST6:
+        return None
+    read = (IN6_TCP if frame[SIZE + 6] == TCP else IN6)(frame)
+    return read, SIZE + IPV6_HEADER + (frame[SIZE + 4] << 8 | frame[SIZE + 5])
 
 
 @dataclass(slots=True)

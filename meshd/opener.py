@@ -12,7 +12,7 @@ what opened is joined by copying. A counter is checked before and committed afte
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
@@ -21,8 +21,7 @@ from crossedge.meshd.constants import TAG_SIZE
 from crossedge.meshd.delivery import Delivery
 from crossedge.meshd.keypair import Aead, Keypair
 from crossedge.meshd.link import Link
-from crossedge.meshd.packet import TCP, Layout, outline, transport_header
-from crossedge.meshd.pieceruns import Opened, length_of, opened_end, run_end
+from crossedge.meshd.pieceruns import Opened, Shape, length_of, opened_end, run_end, shape_of
 from crossedge.meshd.reassembly import Reassembly
 from crossedge.meshd.sidebyside import Datagram, chunks_in, number_of, sealed_in, singly
 from crossedge.meshd.sink import LARGEST_PACKET
@@ -36,24 +35,11 @@ from crossedge.meshd.superframe import (
     PARTIAL_CHECKSUM,
     nonce,
 )
-from crossedge.meshd.virtio import GSO_NONE, GSO_TYPES, SIZE
+from crossedge.meshd.virtio import GSO_TYPES, SIZE
 from crossedge.wire.endpoint import Endpoint
 from crossedge.wire.errors import WireError
 
 BASE: Final = SIZE - FRAME_SIZE  # where a frame begins, so that its packet has a virtio header's room
-
-
-class _Shape(NamedTuple):
-    """What the first piece of a run says about all of them."""
-
-    layout: Layout
-    head: int
-    """Length of frame header and packet headers."""
-    stride: int
-    """Length of a whole piece's payload."""
-    flags: int
-    gso_type: int
-    gso_size: int
 
 
 class Opener:
@@ -218,7 +204,7 @@ class Opener:
 
     def _open_run(
         self, aead: Aead, received: memoryview, run: list[Datagram]
-    ) -> tuple[int, _Shape | None, bool]:
+    ) -> tuple[int, Shape | None, bool]:
         """Open a run into one frame; returns its end in the buffer, its shape, whether it has the last piece.
 
         A single datagram of whole frames has no shape. Raises InvalidTag, WireError.
@@ -231,7 +217,7 @@ class Opener:
         count = len(run)
         if count == 1 and not index and not self._is_piece(size):
             return stop, None, True
-        shape = self._shape(size)
+        shape = shape_of(self._view[BASE : BASE + size])
         if count == 1:
             return stop, shape, bool(shape.flags & LAST_PIECE)
         stride = shape.stride
@@ -264,30 +250,7 @@ class Opener:
         flags, gso_type, _, _ = FRAME.unpack_from(self._plain, BASE)
         return gso_type in GSO_TYPES and not flags & LAST_PIECE
 
-    def _shape(self, size: int) -> _Shape:
-        """Read the headers of the piece in the buffer; raises `WireError`."""
-        if size < FRAME_SIZE:
-            raise WireError("frame-truncated")
-        flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
-        if flags & ~FRAME_FLAGS:
-            raise WireError("frame-flags")
-        if gso_type not in GSO_TYPES:
-            raise WireError("frame-position" if gso_type == GSO_NONE else "gso-type")
-        if length != size - FRAME_SIZE:
-            raise WireError("frame-length")
-        packet = self._view[SIZE : SIZE + length]
-        layout = outline(packet)
-        header = transport_header(packet, layout)
-        if not header:
-            raise WireError("gso-header")
-        stride = length - header
-        if not stride or not gso_size:
-            raise WireError("gso-size")
-        if layout.protocol != TCP and stride % gso_size and not flags & LAST_PIECE:
-            raise WireError("gso-size")
-        return _Shape(layout, FRAME_SIZE + header, stride, flags, gso_type, gso_size)
-
-    def _deliver(self, link: Link, shape: _Shape, end: int, position: int, count: int, last: bool) -> None:
+    def _deliver(self, link: Link, shape: Shape, end: int, position: int, count: int, last: bool) -> None:
         """Hand on the run in the buffer, `count` pieces from `position` on.
 
         A last piece alone may be shorter than the others, so it does not tell their length.
@@ -341,7 +304,7 @@ class Opener:
             self._frames(link, stop)
             return
         try:
-            shape = self._shape(len(first.plaintext))
+            shape = shape_of(self._view[BASE:stop])
             for piece in run[1:]:
                 payload = piece.plaintext[shape.head :]
                 if not payload or stop + len(payload) > len(self._view):
@@ -431,7 +394,13 @@ class Opener:
         """Take one chunk, or consecutive ones that lie side by side but are not a whole record."""
         counter, index, start, end, count, segment, _ = datagram
         record = (keypair.local_index, counter)
-        if not self._wanted(link, keypair, record, source, number_of(datagram) if segment else 1):
+        number = number_of(datagram) if segment else 1
+        if source not in link.sources:
+            self._dropped["chunk-source"] += number
+            return 0, 0
+        if not keypair.chunk_replay.check(counter):
+            self._dropped["replay"] += number
+            self._reassembly.discard(record)
             return 0, 0
         if segment:
             parts = chunks_in(received, datagram)
@@ -440,19 +409,6 @@ class Opener:
             part = bytes(received[start + HEADER_SIZE : end])
             complete = self._reassembly.add(record, index, count, part, source, now)
         return self._complete(link, keypair, aead, record, count, complete)
-
-    def _wanted(
-        self, link: Link, keypair: Keypair, record: tuple[int, int], source: Endpoint, number: int
-    ) -> bool:
-        """Tell whether so many chunks of a record are to be kept."""
-        if source not in link.sources:
-            self._dropped["chunk-source"] += number
-            return False
-        if not keypair.chunk_replay.check(record[1]):
-            self._dropped["replay"] += number
-            self._reassembly.discard(record)
-            return False
-        return True
 
     def _complete(
         self,

@@ -45,7 +45,7 @@ from crossedge.meshd.packet import (
     UDP_CHECKSUM,
     may_fragment,
 )
-from crossedge.meshd.parts import Parts
+from crossedge.meshd.parts import START, Parts
 from crossedge.meshd.policy import NO_PEER, Policy
 from crossedge.meshd.segment import fragments, split
 from crossedge.meshd.sink import LARGEST_PACKET, Sink
@@ -74,7 +74,6 @@ from crossedge.meshd.virtio import (
 from crossedge.wire.errors import WireError
 
 LARGEST_FRAME: Final = 393_216  # bytes: what a device gives out that has super-packets beyond 64 KiB
-START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
 
 
 class Outbound:

@@ -7,7 +7,7 @@ end of the one before, which has left already.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from crossedge.meshd.flow import SuperKind
 from crossedge.meshd.link import Link
@@ -17,7 +17,7 @@ from crossedge.meshd.staging import Stage, Staging
 from crossedge.meshd.superframe import FRAME, FRAME_SIZE, LAST_PIECE, PADDING_MOST, PARTIAL_CHECKSUM
 from crossedge.meshd.virtio import SIZE
 
-START = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
+START: Final = SIZE - FRAME_SIZE  # where the frame header goes, over the virtio header
 
 SuperPacket: TypeAlias = Callable[[Link, Stage, memoryview, memoryview, int, SuperKind, float], None]
 """Send one super-packet: its link and stage, the buffer, its view, the length of the frame, kind, now."""

@@ -25,6 +25,7 @@ from crossedge.meshd.handshaking import NEVER, Handshaking
 from crossedge.meshd.inner import Inner
 from crossedge.meshd.latertries import LaterTries
 from crossedge.meshd.link import Link
+from crossedge.meshd.liveness import Liveness
 from crossedge.meshd.measuring import Measuring
 from crossedge.meshd.natplan import Nature, Plan, nature, plan
 from crossedge.meshd.offers import Offers
@@ -40,9 +41,6 @@ from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 
 ACTIVE_TIME: Final = 20.0  # seconds after the last packet for which a pair counts as having traffic
 SESSION_IDLE: Final = 300.0  # seconds without traffic after which a session is closed
-SILENT: Final = 2.0  # seconds without a sign of life, with traffic, after which new keys are tried
-SILENT_AGAIN: Final = 5.0
-DOUBT_AGAIN: Final = 5.0  # seconds between calls because no direct path is good any more
 
 
 class MeshPeer:
@@ -65,6 +63,7 @@ class MeshPeer:
         self.offers = Offers(member.record, port.usable)
         self.talk = Talk(self, port)
         self.farewell = Farewell(self, port)
+        self.liveness = Liveness(self, port)
         self.handshaking = Handshaking(self, port)
         self.last_good: UdpEndpoint | None = None
         """The direct endpoint that was proven last, in this life or an earlier one."""
@@ -85,12 +84,9 @@ class MeshPeer:
         self.accepted = False
         """Whether the session is one that the peer opened."""
         self._port = port
-        self._silent_tried = NEVER
-        self._doubt_tried = NEVER
         self._leads = leads
         self._plan = Plan()
         self._pictured: object = None
-        self._retry = False
 
     # --- What it is -------------------------------------------------------------------------------------
 
@@ -232,8 +228,7 @@ class MeshPeer:
         """Call again: a rendezvous is in reach now, or something of ours changed that the peer must know."""
         if self.session is None:
             return
-        self._doubt_tried = now
-        self._retry = False
+        self.liveness.called(now)
         self.later.end()
         self.handshaking.called = self._port.call(self, 1, now)
         self.punch.start(self.offers.candidates(), now, self.plan(anew=True).first_time)
@@ -275,7 +270,7 @@ class MeshPeer:
             any(easy or endpoint.host not in hosts for endpoint in fresh)
             or member.record.verdict.mapping is not verdict.mapping
         ):
-            self._try_again()
+            self.liveness.try_again()
         if not self.active or not fresh:
             return
         used = None if self.paths.current is None else self.paths.current.endpoint
@@ -302,13 +297,7 @@ class MeshPeer:
             self.talk.state(now)
             self._port.touch(self)
         if self.active and self._port.picture() != self._pictured:
-            self._try_again()
-
-    def _try_again(self) -> None:
-        """Punch anew where that had failed: something changed. At once, but not again and again."""
-        if self.active and self.punch.phase in (Phase.PAUSED, Phase.SPENT):
-            self._retry = True
-            self._port.touch(self)
+            self.liveness.try_again()
 
     # --- What arrives -----------------------------------------------------------------------------------
 
@@ -409,7 +398,7 @@ class MeshPeer:
         if self.up(now):
             self.talk.pump(now)
         self._punch(now)
-        self._watch(session, now)
+        self.liveness.watch(session, now)
         while (datagram := session.poll_transmit()) is not None:
             self.handshaking.send(datagram, now)
         self._session_events(session, now)
@@ -428,10 +417,7 @@ class MeshPeer:
                 times.append(when)
             if self.last_data is not None:
                 times += [self.last_data + ACTIVE_TIME] if self.lively(now) else []
-                if self.lively(now) and self.up(now):
-                    times.append(max((self.last_heard or now) + SILENT, self._silent_tried + SILENT_AGAIN))
-                if self.lively(now) and (self._retry or not self.up(now)):
-                    times.append(max(now, self._doubt_tried + DOUBT_AGAIN))
+                times += self.liveness.deadlines(now)
             if self.parting:
                 times.append(self.farewell.until)
             else:
@@ -484,24 +470,3 @@ class MeshPeer:
                 self._port.send_volley(self, shot, now)
             else:
                 self._port.send_ping(self, shot, now)
-
-    def _watch(self, session: Session, now: float) -> None:
-        """Notice, while there is traffic, that nothing direct is left or that the peer fell silent."""
-        if not self.lively(now):
-            return
-        up = self.up(now)
-        cut_off = not up or not any(path.state is State.PROVEN for path in self.paths.directs())
-        self._retry = self._retry and cut_off
-        if (
-            cut_off
-            and (not up or self._retry or self.punch.phase in (Phase.IDLE, Phase.DONE))
-            and now - self._doubt_tried >= DOUBT_AGAIN
-        ):
-            if not self._retry:
-                self._port.rebind(self, now)
-            self.recall(now)
-        heard = self.last_heard if self.last_heard is not None else now
-        if up and now - heard >= SILENT and now - self._silent_tried >= SILENT_AGAIN:
-            self._silent_tried = now
-            session.initiate(now, urgent=True)
-            self._port.call(self, 0, now)  # what there was of relays may be gone

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from crossedge.meshd.packet import TCP, Layout, outline, transport_header
 from crossedge.meshd.sidebyside import Datagram
-from crossedge.meshd.superframe import OVERHEAD
+from crossedge.meshd.superframe import FRAME, FRAME_FLAGS, FRAME_SIZE, LAST_PIECE, OVERHEAD
+from crossedge.meshd.virtio import GSO_NONE, GSO_TYPES
+from crossedge.wire.errors import WireError
 
 
 class Opened(NamedTuple):
@@ -14,6 +17,44 @@ class Opened(NamedTuple):
     counter: int
     position: int
     plaintext: bytes
+
+
+class Shape(NamedTuple):
+    """What the first piece of a run says about all of them."""
+
+    layout: Layout
+    head: int
+    """Length of frame header and packet headers."""
+    stride: int
+    """Length of a whole piece's payload."""
+    flags: int
+    gso_type: int
+    gso_size: int
+
+
+def shape_of(plaintext: memoryview) -> Shape:
+    """Read the headers of a piece, frame header first; raises `WireError`."""
+    size = len(plaintext)
+    if size < FRAME_SIZE:
+        raise WireError("frame-truncated")
+    flags, gso_type, gso_size, length = FRAME.unpack_from(plaintext)
+    if flags & ~FRAME_FLAGS:
+        raise WireError("frame-flags")
+    if gso_type not in GSO_TYPES:
+        raise WireError("frame-position" if gso_type == GSO_NONE else "gso-type")
+    if length != size - FRAME_SIZE:
+        raise WireError("frame-length")
+    packet = plaintext[FRAME_SIZE:]
+    layout = outline(packet)
+    header = transport_header(packet, layout)
+    if not header:
+        raise WireError("gso-header")
+    stride = length - header
+    if not stride or not gso_size:
+        raise WireError("gso-size")
+    if layout.protocol != TCP and stride % gso_size and not flags & LAST_PIECE:
+        raise WireError("gso-size")
+    return Shape(layout, FRAME_SIZE + header, stride, flags, gso_type, gso_size)
 
 
 def length_of(datagram: Datagram) -> int:

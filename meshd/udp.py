@@ -70,7 +70,6 @@ class UdpShell:
         *,
         receive: Callable[[bytearray, list[Arrival], float], None],
         lone: Callable[[bytearray, int, DirectEndpoint, float], bool] = lambda *_: False,
-        end_wholes: Callable[[float], None] = lambda _: None,
         after: Callable[[], None] = lambda: None,
         clock: Callable[[], float],
         too_big: Callable[[Endpoint, int], None],
@@ -83,7 +82,6 @@ class UdpShell:
         - `receive(buffer, arrivals, now)`: everything that a gathering read;
         - `lone(buffer, length, source, now)`: a datagram that came alone, if it is one that can be dealt with
           at once; False: it is for `receive`;
-        - `end_wholes(now)`: there are no more for `whole` for now;
         - `after()`: `lone` took one, or there were some for `whole`;
         - `clock`: `now`; `offset`: what to add to it to get Unix time, for the kernel's stamps;
         - `too_big(endpoint, size)`: a datagram with so much UDP payload does not leave this host;
@@ -100,7 +98,8 @@ class UdpShell:
         self.whole: Callable[[bytearray, int, int, DirectEndpoint, float], bool] = lambda *_: False
         """`whole(buffer, start, end, source, now)`: takes a train that looks like one record and was taken
         apart while it was read, where nothing waits for `receive` before it; False: it is for that, too."""
-        self._end_wholes = end_wholes
+        self.end_wholes: Callable[[float], None] = lambda _: None
+        """`end_wholes(now)`: there are no more for `whole` for now."""
         self._after = after
         self._clock = clock
         self._offset = offset
@@ -211,7 +210,7 @@ class UdpShell:
             at += SLOT
         if taken:
             self._form.misses = 0
-            self._end_wholes(now)
+            self.end_wholes(now)
             self._after()
         return taken
 

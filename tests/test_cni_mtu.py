@@ -101,7 +101,7 @@ def test_pods_of_another_device_are_adapted_when_the_daemon_starts(tmp_path: Pat
             node.start()
             size = BIG_TCP_SIZE if big_tcp else GSO_MAX_SIZE
             wanted = [(GSO_MAX_SIZE, size), (65536, INWARD_SIZE)]
-            until("the pod is adapted", lambda: sizes(pod, host) == wanted, 5.0)  # noqa: B023
+            until("the pod is adapted", lambda wanted=wanted: sizes(pod, host) == wanted, 5.0)
             # What a pod has set itself is left alone.
             assert sizes(own, other) == [(50000, 50000), (65536, INWARD_SIZE)]
             node.stop()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -32,11 +33,11 @@ from crossedge.host.tun import BIG_TCP, OFFLOADS, Tun
 pytestmark = [pytest.mark.namespaces, pytest.mark.pair, pytest.mark.usefixtures("inside")]
 NO_PAIR = frozenset({BIG_TCP})
 HOLD = """
-import sys, time
+import sys
 from crossedge.host.device import open_device
 open_device("crossedge0", disable=frozenset(sys.argv[1:]))
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.read()  # until it is killed, or who waits for that is gone
 """
 
 
@@ -277,7 +278,9 @@ def test_an_adopted_pair_is_set_right() -> None:
 @pytest.mark.parametrize("first", [frozenset(), NO_PAIR], ids=["pair", "tun"])
 @pytest.mark.parametrize("second", [frozenset(), NO_PAIR], ids=["pair", "tun"])
 def test_another_process_is_refused_until_it_is_killed(first: frozenset[str], second: frozenset[str]) -> None:
-    held = subprocess.Popen([sys.executable, "-c", HOLD, *first], stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", HOLD, *first]
+    held = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert held.stdin is not None
     assert held.stdout is not None
     assert held.stdout.readline() == "held\n"
     index = there("crossedge0").index
@@ -287,6 +290,7 @@ def test_another_process_is_refused_until_it_is_killed(first: frozenset[str], se
     assert there("crossedge0").index == index
     held.send_signal(signal.SIGKILL)
     held.wait()
+    held.stdin.close()
     held.stdout.close()
     tun = open_device("crossedge0", disable=second)
     assert tun.kind == ("tun" if second else "veth")
@@ -398,8 +402,7 @@ def test_a_pair_that_has_lost_an_end_to_another_namespace_is_made_anew() -> None
     for end in ("crossedge0-far", "crossedge0"):
         tun = open_device("crossedge0")
         index = there("crossedge0").index
-        name = end
-        change(lambda batch: set_link(batch, name, namespace=other.fileno()))  # noqa: B023
+        change(partial(set_link, link=end, namespace=other.fileno()))
         assert attached_name(tun.descriptor) is None
         tun.close()
         again = open_device("crossedge0")

@@ -14,9 +14,10 @@ from crossedge.meshd.budget import (
 )
 from crossedge.meshd.candidates import Candidates
 from crossedge.meshd.latertries import SPRAY_PROBES, SPRAY_SOCKETS, LaterTries
+from crossedge.meshd.liveness import DOUBT_AGAIN
 from crossedge.meshd.natplan import PAUSES, Method
 from crossedge.meshd.paths import WARM_DIRECT
-from crossedge.meshd.peer import ACTIVE_TIME, DOUBT_AGAIN, SESSION_IDLE
+from crossedge.meshd.peer import ACTIVE_TIME, SESSION_IDLE
 from crossedge.meshd.punch import FOLLOWER_EXTRA, Phase
 from crossedge.wire.endpoint import SocketEndpoint, UdpEndpoint
 from crossedge.wire.record import Candidate, CandidateKind
