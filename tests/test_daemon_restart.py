@@ -138,7 +138,7 @@ def test_what_a_killed_daemon_left_is_swept_even_by_one_that_lost_its_state(flee
 def test_a_clean_stop_keeps_the_interface_and_the_routes_and_cleanup_removes_every_trace(
     fleet: Fleet, pristine: dict[str, Any]
 ) -> None:
-    settle(fleet)
+    fleet.go_direct("attic", "barn")
     before = fleet.picture("attic")
     assert fleet.mesh.end("attic", signal.SIGTERM) == 0
     stopped = fleet.picture("attic")
