@@ -66,8 +66,8 @@ class Estimator:
         self.deviation = 0.0
         self.updated: float | None = None
 
-    def add(self, rtt: float, now: float) -> None:
-        """Count an answered probe; `rtt` in seconds."""
+    def add(self, rtt: float, now: float, *, outcome: bool = True) -> None:
+        """Count an answered probe; `rtt` in seconds, `outcome` whether the loss speaks of it too."""
         if self.smoothed is None:
             self.smoothed = rtt
             self.deviation = rtt / 2
@@ -77,7 +77,8 @@ class Estimator:
         self.latest = rtt
         self.updated = now
         self.answers += 1
-        self._outcome(lost=False)
+        if outcome:
+            self._outcome(lost=False)
         number = int(now // self._bucket_span)
         buckets = [item for item in self._buckets if number - item[0] < BUCKETS]
         if buckets and buckets[-1][0] == number:

@@ -19,14 +19,15 @@ not trusted, data goes over it and another one at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from crossedge.latency.estimator import TIMEOUT_MAX, Estimator, round_trip
+from crossedge.latency.estimator import Estimator, round_trip
 from crossedge.meshd.inner import PROBE_MIN, Probe, ProbeReply
+from crossedge.meshd.outstanding import Outstanding, Sent
 from crossedge.meshd.pathmtu import SizeSearch
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, remote_of
 
@@ -45,7 +46,6 @@ SUSPECT_INTERVAL: Final = 0.25
 GIVE_UP: Final = 10.0  # seconds in doubt after which a path is lost
 PROVE_INTERVALS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between the full-size probes of a new path
 BURST_GAP: Final = 0.08  # seconds between the probes of a burst, more or less by half
-OUTSTANDING: Final = 32  # probes that may be unanswered at a time
 FIRST_COST: Final = 0.5  # seconds: what a path costs that was never measured
 RELAY_EXTRA: Final = 0.1  # seconds: a relay costs others money and has a queue
 RELAY_FACTOR: Final = 2.0
@@ -104,18 +104,6 @@ class Role(Enum):
     IDLE = "idle"
     STANDBY = "standby"
     LIVE = "live"
-
-
-@dataclass(slots=True)
-class _Sent:
-    at: float
-    size: int
-    full: bool
-    rung: bool  # whether it tests a size; its loss says nothing about the path
-    burst: bool  # whether it measures a pair without traffic
-    counts: bool  # whether its loss is a loss of the path: not while the path is in doubt, or tests a size
-    overdue: float
-    missed: bool = False
 
 
 class Path:
@@ -180,7 +168,7 @@ class Path:
         self._misses = 0
         self._changed = now
         self._live_since = now
-        self._outstanding: dict[int, _Sent] = {}
+        self._outstanding = Outstanding()
         self.record: Estimator | None = None
         """What this path measures while it carries data, or for a burst, is put down here too."""
         self.answered: float | None = None
@@ -261,6 +249,10 @@ class Path:
             self.search.restart(now)
             self._next = now
 
+    def forgive(self) -> None:
+        """Count no loss that is not counted yet: the peer was away, or had no keys for a moment."""
+        self._outstanding.forgive()
+
     def nudge(self, now: float) -> None:
         """Probe at once: there is reason to believe that the path works again."""
         if self._next is not None:
@@ -305,18 +297,16 @@ class Path:
     @property
     def bursting(self) -> bool:
         """Whether probes of a burst are to be sent, or may still be answered in time."""
-        waits = any(sent.burst and not sent.missed for sent in self._outstanding.values())
-        return self._burst_left > 0 or waits
+        return self._burst_left > 0 or self._outstanding.bursting
 
     def end_burst(self) -> None:
         """Count what was not answered as lost."""
         self._burst_left = 0
-        for number in [number for number, sent in self._outstanding.items() if sent.burst]:
-            del self._outstanding[number]
+        for _ in range(self._outstanding.end_burst()):
             if self.record is not None:
                 self.record.lost()
 
-    def _records(self, sent: _Sent) -> bool:
+    def _records(self, sent: Sent) -> bool:
         used = sent.counts and self.role in (Role.LIVE, Role.IDLE)
         return sent.size <= HEARTBEAT_SIZE and (sent.burst or used)
 
@@ -324,7 +314,7 @@ class Path:
 
     def deadline(self) -> float | None:
         """Return when `handle_timeout` and `probe` have something to do, in seconds of `now`."""
-        times = [sent.overdue for sent in self._outstanding.values() if not sent.missed]
+        times = self._outstanding.deadlines()
         if self._next is not None:
             times.append(self._next)
         if self._burst_left:
@@ -340,19 +330,14 @@ class Path:
 
     def handle_timeout(self, now: float) -> None:
         """Give up on probes and on the path where it is time to."""
-        gone = [number for number, sent in self._outstanding.items() if now - sent.at >= TIMEOUT_MAX]
-        for sent in self._outstanding.values():
-            if sent.missed or now < sent.overdue:
-                continue
-            sent.missed = True
+        for sent in self._outstanding.overdue(now):
             if sent.rung:
                 self.search.missed(sent.size, now)
             else:
                 self._misses += 1
             if self.state is State.PROVEN and self.role is not Role.OFF:
                 self._next = now if self._next is None else min(self._next, now)
-        for number in gone:
-            sent = self._outstanding.pop(number)
+        for sent in self._outstanding.gone(now, doubt=self.state is State.SUSPECT):
             if sent.counts:
                 self.rtt.lost()
             if self.record is not None and self._records(sent):
@@ -411,22 +396,25 @@ class Path:
         size = self.search.check(self._beats) if self.role is Role.LIVE and not overdue else None
         if size is not None:
             return self._note(Probe(number, now, size), now, rung=True)
-        return self._note(Probe(number, now, HEARTBEAT_SIZE), now)
+        return self._note(Probe(number, now, HEARTBEAT_SIZE), now, again=overdue)
 
-    def _note(self, probe: Probe, now: float, *, rung: bool = False, burst: bool = False) -> Probe:
-        if len(self._outstanding) >= OUTSTANDING:
-            del self._outstanding[next(iter(self._outstanding))]
+    def _note(
+        self, probe: Probe, now: float, *, rung: bool = False, burst: bool = False, again: bool = False
+    ) -> Probe:
+        """Remember a probe that is sent now.
+
+        The loss is that of probes sent at regular times. Not of those sent `again`, after a loss, when the
+        path may be down for a moment: they would make many losses of one, or many answers once it is up.
+        """
         overdue = now + max(self.rtt.timeout, OVERDUE_MIN)
-        counts = self.state is State.PROVEN and not rung
-        self._outstanding[probe.id] = _Sent(now, probe.size, probe.full_reply, rung, burst, counts, overdue)
+        counts = self.state is State.PROVEN and not (rung or again)
+        sent = Sent(now, probe.size, probe.full_reply, rung, burst, counts, overdue)
+        self._outstanding.add(probe.id, sent)
         return probe
 
     def leaves(self, probe: Probe, now: float) -> Probe:
         """Return a probe of ours as it leaves now: its time counts from here."""
-        sent = self._outstanding.get(probe.id)
-        if sent is not None:
-            sent.overdue += now - sent.at
-            sent.at = now
+        self._outstanding.leaves(probe, now)
         return replace(probe, sent=now)
 
     def _trust_end(self) -> float:
@@ -443,13 +431,13 @@ class Path:
 
         `stamp` is when the kernel received it, by the clock of `now`.
         """
-        sent = self._outstanding.pop(reply.id, None)
+        sent = self._outstanding.answered(reply.id)
         if sent is None:
             return False
         self.consented = True
         self.last_heard = now
         rtt = round_trip(sent.at, reply.arrived, reply.answered, stamp)
-        self.rtt.add(rtt, now)
+        self.rtt.add(rtt, now, outcome=sent.counts)
         if sent.size <= HEARTBEAT_SIZE:
             self.answered = now
             if self.record is not None and self._records(sent):

@@ -172,6 +172,11 @@ class Paths:
             if relays or not path.relay:
                 path.doubt(now)
 
+    def forgive(self) -> None:
+        """Hold no silence of the last moments against any path: it was the peer that was away."""
+        for path in self._table.values():
+            path.forgive()
+
     # --- Choice -----------------------------------------------------------------------------------------
 
     def select(self, now: float, *, lively: bool) -> tuple[tuple[Endpoint, ...], int]:

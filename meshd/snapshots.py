@@ -182,8 +182,15 @@ def _member(mesh: Mesh, peer: MeshPeer, now: float) -> dict[str, Any]:
 
 def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
     """Return in a few words why a pair with a session is not direct; None where it is, or has no session."""
-    if not peer.up(now) or any(path.state is State.PROVEN for path in peer.paths.directs()):
+    if not peer.up(now):
         return None
+    proven = [path for path in peer.paths.directs() if path.state is State.PROVEN]
+    if proven:
+        used = peer.paths.current
+        if used is None or not used.relay or used.endpoint not in peer.link.endpoints:
+            return None
+        loss = min(path.rtt.loss for path in proven)
+        return f"the direct path costs more than the relay: it loses {loss:.0%} of its probes"
     ours = {":" in candidate.endpoint.host for candidate in mesh.control.candidates.current}
     theirs = {":" in endpoint.host for endpoint in peer.member.record.endpoints}
     if not theirs or not ours & theirs:
@@ -247,6 +254,7 @@ def _one_path(path: Path, now: float) -> dict[str, Any]:
         "state": path.state.value if not path.relay or path.state is not State.UNPROVEN else "open",
         "role": path.role.value,
         "rtt_ms": _ms(path.rtt.smoothed),
+        "loss_percent": _percent(path.rtt.loss),
         "datagram_bytes": path.size,
         "proved_s_ago": _ago(path.last_proof, now),
     }

@@ -51,6 +51,7 @@ class Talk:
         """Say hello under a new keypair; `state`: and who we are, because the session is new."""
         if self.hello is None or self.hello.keypair is not keypair:
             self.hello = self._port.new_hello(keypair, now)
+        self._peer.paths.forgive()  # perhaps it restarted
         if state:
             self._statements = [now]
 

@@ -130,6 +130,20 @@ def test_restarted_daemon_has_its_pairs_back_in_three_seconds(seed: int, rendezv
     assert world.direct(alice, bob)
 
 
+@pytest.mark.parametrize("away", [0.4, 0.9])
+def test_pair_whose_peer_restarts_again_and_again_is_direct_each_time(away: float) -> None:
+    world, alice, bob = talking()
+    for life in range(10):
+        world.start_pings(alice, bob, count=int((away + 2.5) / 0.01))
+        bob.kill()
+        world.run(away)
+        bob.start()
+        world.run(2.5)
+        assert world.direct(alice, bob), life
+    (row,) = alice.mesh.peers(world.net.now)
+    assert {path["loss_percent"] for path in row["paths"] if path["kind"] == "direct"} == {0.0}
+
+
 def test_both_daemons_restarted_at_once_are_back_in_three_seconds() -> None:
     world, alice, bob = talking()
     alice.kill()

@@ -7,7 +7,9 @@ Path --probe--> [forward: delay, largest size, up or down] --> far end answers
 from __future__ import annotations
 
 import itertools
+import random
 from heapq import heappop, heappush
+from statistics import mean
 
 import pytest
 
@@ -42,6 +44,8 @@ class Wire:
         self.now = 100.0
         self.forward = self.backward = 1500
         self.residence = 0.0
+        self.lost = 0.0  # the share of probes that never arrive
+        self.random = random.Random(7)
         self.sent: list[tuple[float, Probe]] = []
         self._arrivals: list[tuple[float, int, ProbeReply]] = []
         self._ids = itertools.count(1)
@@ -71,7 +75,7 @@ class Wire:
                 return
             assert len(self.sent) < 10_000
             self.sent.append((self.now, probe))
-            if probe.size > self.forward:
+            if probe.size > self.forward or self.random.random() < self.lost:
                 continue
             size = probe.size if probe.full_reply else 0
             arrived = self.now + self.delay + FAR_CLOCK
@@ -139,7 +143,7 @@ def test_repeated_answer_counts_once() -> None:
     reply = ProbeReply(1, 0.0, 5.0, 5.0, 1232, size=1232)
     assert path.replied(reply, 0.03, 0.03)
     assert not path.replied(reply, 0.04, 0.04)
-    assert path.rtt.samples == 1
+    assert path.rtt.answers == 1
 
 
 def test_heartbeat_goes_at_its_interval_and_keeps_trust() -> None:
@@ -303,7 +307,7 @@ def test_shrunken_path_falls_back_to_the_size_that_always_passes() -> None:
     wire.run(5.0)
     assert wire.path.size == 1472
     wire.forward = 1252
-    wire.run(6.0)
+    wire.run(8.0)
     assert wire.path.size in (BASE, 1252)
     wire.run(10.0)
     assert wire.path.size == 1252
@@ -373,6 +377,48 @@ def test_lossy_direct_path_gives_way_to_the_relay() -> None:
         else:
             direct.rtt.add(0.05, 1.0)
     assert choose([relay, direct], direct, 1.0 - DWELL, 1.0) is relay
+
+
+@pytest.mark.parametrize("down", [0.4, 0.9, 2.5, 5.0, 12.0])
+def test_peer_that_restarts_again_and_again_does_not_make_its_path_lossy(down: float) -> None:
+    wire = proven()
+    for _ in range(8):
+        wire.run(1.0)
+        wire.forward = 0
+        wire.run(down)
+        wire.forward = 1500
+        wire.path.forgive()
+        if wire.path.state is State.LOST:
+            wire.path.prove(wire.now)
+    wire.run(8.0)
+    assert wire.path.state is State.PROVEN
+    assert wire.path.rtt.samples >= 8
+    assert wire.path.rtt.loss == 0.0
+    relay = trusted_path(RELAY, 0.030)
+    relay.last_proof = wire.now
+    assert choose([wire.path, relay], relay, 0.0, wire.now) is wire.path
+
+
+def test_cuts_of_a_path_whose_peer_stays_make_it_lossy() -> None:
+    wire = proven()
+    for _ in range(20):
+        wire.run(1.0)
+        wire.forward = 0
+        wire.run(3.5)
+        wire.forward = 1500
+    wire.run(4.0)
+    assert wire.path.state is State.PROVEN
+    assert wire.path.rtt.loss > 0.25
+
+
+def test_loss_is_that_of_the_path_and_not_of_the_moments_after_a_loss() -> None:
+    losses = []
+    for seed in range(10):
+        wire = proven()
+        wire.lost, wire.random = 0.4, random.Random(seed)
+        wire.run(200.0)
+        losses.append(wire.path.rtt.loss)
+    assert mean(losses) == pytest.approx(0.4, abs=0.05)
 
 
 def test_slightly_better_path_does_not_take_over() -> None:
