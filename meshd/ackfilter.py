@@ -9,11 +9,18 @@ duplicate).
 SACK blocks name what came behind a hole (RFC 2018). With timestamps an acknowledgement has room for three,
 and a receiver repeats a block in the two that follow, so that one may be lost. Where several of them share a
 datagram, its loss is the loss of what they say, and their sender sends again what is there already.
+
+One that is lost alone does harm too. What it said is learned with the next one, some milliseconds later, and
+by then RACK (RFC 8985, 6.2) may have taken the named segments for lost: what was sent after them is
+acknowledged already. The second copy comes back as a duplicate (RFC 2883), Linux concludes that this path
+reorders, by hundreds of packets, and is slow to repair losses for as long as the connection lasts. So each
+carries the one before it along (`Repeats`): it is small, and there are some only while packets are lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from struct import Struct
 from typing import Final, NamedTuple
 
 from crossedge.meshd.checksum import ones_sum, transport_is_right
@@ -28,6 +35,17 @@ LONGEST_SELECTIVE: Final = 40 + 60  # and of one with more options
 NOT_ALONE: Final = 0x07  # FIN, SYN, RST: what is no acknowledgement alone
 HALF: Final = 1 << 31
 WORD: Final = (1 << 32) - 1
+SACK: Final = (
+    5  # the kind of the option, which follows two that do nothing (RFC 2018, appendix A of RFC 7323)
+)
+FLOWS_REPEATED: Final = 64
+STALE: Final = (
+    1 << 16
+)  # bytes acknowledged since: an older one could be out of the sender's window (RFC 5961, 5)
+_SACK_HEAD: Final = Struct(">xxBB")
+_TWO_BLOCKS: Final = Struct(">IIII")
+_BLOCK: Final = Struct(">II")
+_NUMBER: Final = Struct(">I")
 
 
 class Form(NamedTuple):
@@ -113,6 +131,47 @@ def selective(packet: bytes | bytearray | memoryview) -> bool:
         and not packet[at + 13] & NOT_ALONE
         and (header > STAMPED or packet[at + PLAIN : at + PLAIN + 4] != STAMPS)
     )
+
+
+class Repeats:
+    """The last acknowledgement with SACK blocks of each flow, at most of 64 flows."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, tuple[int, bytes]] = {}
+
+    def before(self, packet: memoryview, frame: memoryview) -> bytes:
+        """Return the frame to send again just before that of `packet`, which is `selective`; empty: none.
+
+        It is the flow's last one, unless much was acknowledged since. None that reports a duplicate is sent
+        again: its receiver counts them.
+        """
+        at = 20 if packet[0] >> 4 == 4 else 40
+        flow = bytes(packet[12:24] if at == 20 else packet[8:44])
+        (number,) = _NUMBER.unpack_from(packet, at + 8)
+        then, last = self._last.pop(flow, (0, b""))
+        if _tells_news(packet, at, number):
+            if len(self._last) >= FLOWS_REPEATED:
+                del self._last[next(iter(self._last))]
+            self._last[flow] = number, bytes(frame)
+        return last if number - then & WORD < STALE else b""
+
+
+def _tells_news(packet: memoryview, at: int, number: int) -> bool:
+    """Tell whether the options are those of an acknowledgement whose first block is no duplicate's."""
+    place = at + (STAMPED if packet[at + PLAIN : at + PLAIN + 4] == STAMPS else PLAIN)
+    if len(packet) < place + 12:
+        return False
+    kind, size = _SACK_HEAD.unpack_from(packet, place)
+    if kind != SACK or len(packet) < place + 2 + size:
+        return False
+    if size < 18:
+        left, right = _BLOCK.unpack_from(packet, place + 4)
+        return bool(0 < right - number & WORD < HALF)
+    left, right, begin, end = _TWO_BLOCKS.unpack_from(packet, place + 4)
+    inside = left - begin & WORD < HALF and end - right & WORD < HALF
+    return 0 < right - number & WORD < HALF and not inside
 
 
 class Staged:

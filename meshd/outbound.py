@@ -13,6 +13,7 @@ from typing import Any, Final
 from crossedge.meshd.ackfilter import (
     LONGEST,
     LONGEST_SELECTIVE,
+    Repeats,
     Staged,
     form_of,
     replaces,
@@ -87,6 +88,7 @@ class Outbound:
         "_packets",
         "_parts",
         "_policy",
+        "_repeats",
         "_run",
         "_run_of",
         "_split",
@@ -128,6 +130,7 @@ class Outbound:
         self._run = UdpRun()
         self._run_of: tuple[Link, Stage] | None = None
         self._ack: Staged | None = None
+        self._repeats = Repeats()
         self._parts = Parts(staging, self._super_packet)
 
     def take(self, length: int, now: float) -> None:
@@ -184,12 +187,16 @@ class Outbound:
         """
         buffer = self.buffer
         if buffer[SIZE] == PLAIN_IPV4:
-            key = (OUT4_TCP if buffer[SIZE + 9] == TCP else OUT4)(buffer)
+            tcp = buffer[SIZE + 9] == TCP
+            key = (OUT4_TCP if tcp else OUT4)(buffer)
         else:
-            key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
+            tcp = buffer[SIZE + 6] == TCP
+            key = (OUT6_TCP if tcp else OUT6)(buffer)
         flow = self._flows.get(key)
         if flow is None or flow.kind is not None or length < flow.least or self._stages or self._run_of:
             return False
+        if tcp and length <= SIZE + LONGEST_SELECTIVE and selective(self.view[SIZE:length]):
+            return False  # it carries another one along
         link = flow.link
         session, keypair, size = link.session, link.agreed, length - START
         if (
@@ -334,6 +341,8 @@ class Outbound:
         if length <= SIZE + LONGEST_SELECTIVE and selective(frame[FRAME_SIZE:]):
             if stage.ends:
                 self._staging.seal(link, stage)
+            if stage.superframes and (last := self._repeats.before(frame[FRAME_SIZE:], frame)):
+                self._staging.add(link, stage, memoryview(last))
             self._staging.add(link, stage, frame)
             self._staging.seal(link, stage)  # in a datagram of its own: its loss is that of no other
             return

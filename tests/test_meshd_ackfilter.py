@@ -8,12 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossedge.meshd.ackfilter import LONGEST, LONGEST_SELECTIVE, replaces, selective
+from crossedge.meshd.ackfilter import (
+    FLOWS_REPEATED,
+    LONGEST,
+    LONGEST_SELECTIVE,
+    STALE,
+    Repeats,
+    replaces,
+    selective,
+)
 from crossedge.meshd.checksum import ones_sum, pseudo_sum
 from crossedge.meshd.keypair import seal_transport
 from tests.data_pair import A6, ALICE, B6, keypairs, packets_of, pair, plain, tcp, udp
 
 SACK = b"\1\1\5\x0a" + bytes(8)
+HALF = 1 << 31
 STAMPS = b"\1\1\x08\x0a12345678"
 
 
@@ -139,6 +148,86 @@ def test_each_acknowledgement_with_blocks_has_a_datagram_of_its_own() -> None:
         several = other.datagrams()
         taker.take(*several[:lost], *several[lost + 1 :], source=ALICE)
         assert len(taker.packets()) == len(sent) - 1
+
+
+def blocks(number: int, *pairs: tuple[int, int], **fields: Any) -> bytes:
+    """Return an acknowledgement that names these blocks, in bytes from its number."""
+    edges = b"".join(((number + edge) % (1 << 32)).to_bytes(4, "big") for each in pairs for edge in each)
+    options = bytes((1, 1, 5, 2 + len(edges))) + edges
+    return ack(number, **{**fields, "options": fields.get("options", STAMPS) + options})
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("start", [5, (1 << 32) - 3000])
+def test_what_a_lost_acknowledgement_named_comes_with_the_next(six: bool, start: int) -> None:
+    sent = [blocks(start + n, (9000 + 2000 * n, 10_000 + 2000 * n), six=six) for n in range(5)]
+    for lost in range(4):
+        alice, bob = pair()
+        for packet in sent:
+            alice.read(plain(packet))  # each alone, as they come
+        datagrams = alice.datagrams()
+        assert len(datagrams) == len(sent)
+        del datagrams[lost]
+        bob.take(*datagrams, source=ALICE)
+        got = [packet[20:] for packet in bob.packets()]
+        assert [packet[20:] in got for packet in sent] == [True] * 5
+        assert sorted(got, key=got.index) == got
+        first_seen = [got.index(packet[20:]) for packet in sent]
+        assert first_seen == sorted(first_seen)
+    assert alice.dropped == {}
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("options", [STAMPS, b""])
+@pytest.mark.parametrize(
+    ("pairs", "again"),
+    [
+        ([(1000, 2000)], True),
+        ([(1000, 2000), (5000, 6000), (3000, 4000)], True),
+        ([(-2000, -1000)], False),
+        ([(-1000, 0), (1000, 2000)], False),
+        ([(1000, 2000), (1000, 2000)], False),
+        ([(1200, 1800), (1000, 2000), (4000, 5000)], False),
+        ([(HALF - 1000, HALF - 1), (1000, 2000)], True),
+    ],
+)
+def test_duplicates_are_reported_once(
+    six: bool, options: bytes, pairs: list[tuple[int, int]], again: bool
+) -> None:
+    repeats = Repeats()
+    first, second = blocks(7000, *pairs, six=six, options=options), blocks(8000, (1000, 2000), six=six)
+    assert repeats.before(memoryview(first), memoryview(first)) == b""
+    assert repeats.before(memoryview(second), memoryview(second)) == (first if again else b"")
+
+
+@pytest.mark.parametrize(("later", "again"), [(0, True), (STALE - 1, True), (STALE, False), (-1, False)])
+def test_nothing_old_is_repeated(later: int, again: bool) -> None:
+    repeats = Repeats()
+    first, second = blocks(9, (1000, 2000)), blocks(9 + later, (200_000, 201_000))
+    repeats.before(memoryview(first), memoryview(first))
+    assert repeats.before(memoryview(second), memoryview(second)) == (first if again else b"")
+
+
+def test_flows_are_kept_apart_and_no_more_than_so_many() -> None:
+    repeats = Repeats()
+    sent = []
+    for number in range(FLOWS_REPEATED + 1):
+        packet = bytearray(blocks(9, (1000, 2000)))
+        packet[20:22] = (3000 + number).to_bytes(2, "big")
+        sent.append(bytes(packet))
+        assert repeats.before(memoryview(packet), memoryview(packet)) == b""
+    assert repeats.before(memoryview(sent[0]), memoryview(sent[0])) == b""
+    assert repeats.before(memoryview(sent[-1]), memoryview(sent[-1])) == sent[-1]
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=44).map(lambda tail: tail + bytes(-len(tail) % 4)), st.booleans())
+def test_any_options_are_read(tail: bytes, six: bool) -> None:
+    packet = memoryview(ack(1, six=six, options=tail[:40]))
+    repeats = Repeats()
+    if selective(packet):
+        assert repeats.before(packet, packet) == b""
+        assert repeats.before(packet, packet) in {b"", bytes(packet)}
 
 
 def whole(packet: bytes, error: int = 0) -> bytes:
