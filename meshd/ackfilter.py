@@ -35,13 +35,10 @@ LONGEST_SELECTIVE: Final = 40 + 60  # and of one with more options
 NOT_ALONE: Final = 0x07  # FIN, SYN, RST: what is no acknowledgement alone
 HALF: Final = 1 << 31
 WORD: Final = (1 << 32) - 1
-SACK: Final = (
-    5  # the kind of the option, which follows two that do nothing (RFC 2018, appendix A of RFC 7323)
-)
+SACK: Final = 5  # the kind of the option; two that do nothing come before it (RFC 2018, RFC 7323 appendix A)
 FLOWS_REPEATED: Final = 64
-STALE: Final = (
-    1 << 16
-)  # bytes acknowledged since: an older one could be out of the sender's window (RFC 5961, 5)
+STALE: Final = 1 << 16
+"""Bytes acknowledged since: what is older could lie outside of the sender's window (RFC 5961, 5)."""
 _SACK_HEAD: Final = Struct(">xxBB")
 _TWO_BLOCKS: Final = Struct(">IIII")
 _BLOCK: Final = Struct(">II")
@@ -160,7 +157,8 @@ class Repeats:
 
 def _tells_news(packet: memoryview, at: int, number: int) -> bool:
     """Tell whether the options are those of an acknowledgement whose first block is no duplicate's."""
-    place = at + (STAMPED if packet[at + PLAIN : at + PLAIN + 4] == STAMPS else PLAIN)
+    stamped = bytes(packet[at + PLAIN : at + PLAIN + 4]) == STAMPS
+    place = at + (STAMPED if stamped else PLAIN)
     if len(packet) < place + 12:
         return False
     kind, size = _SACK_HEAD.unpack_from(packet, place)

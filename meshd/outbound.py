@@ -341,8 +341,8 @@ class Outbound:
         if length <= SIZE + LONGEST_SELECTIVE and selective(frame[FRAME_SIZE:]):
             if stage.ends:
                 self._staging.seal(link, stage)
-            if stage.superframes and (last := self._repeats.before(frame[FRAME_SIZE:], frame)):
-                self._staging.add(link, stage, memoryview(last))
+            if stage.superframes and (before := self._repeats.before(frame[FRAME_SIZE:], frame)):
+                self._staging.add(link, stage, memoryview(before))
             self._staging.add(link, stage, frame)
             self._staging.seal(link, stage)  # in a datagram of its own: its loss is that of no other
             return

@@ -33,10 +33,12 @@ class Sent:
 class Outstanding:
     """The probes without an answer; at most MAX_OUTSTANDING, of which the oldest is forgotten."""
 
-    __slots__ = ("_sent",)
+    __slots__ = ("_sent", "_withheld")
 
     def __init__(self) -> None:
         self._sent: dict[int, Sent] = {}
+        self._withheld: list[Sent] = []
+        """What was lost while the path was in doubt."""
 
     def add(self, number: int, sent: Sent) -> None:
         """Remember a probe under its id."""
@@ -63,16 +65,15 @@ class Outstanding:
         return late
 
     def gone(self, now: float, *, doubt: bool) -> list[Sent]:
-        """Forget and return the probes that are lost; in `doubt` those that count are kept for later."""
-        old = [
-            number
-            for number, sent in self._sent.items()
-            if now - sent.at >= TIMEOUT_MAX and not (doubt and sent.counts)
-        ]
-        return [self._sent.pop(number) for number in old]
+        """Forget and return the probes that are lost; in `doubt` they are returned when that has ended."""
+        old = [number for number, sent in self._sent.items() if now - sent.at >= TIMEOUT_MAX]
+        lost = [*self._withheld, *(self._sent.pop(number) for number in old)]
+        self._withheld = lost[-MAX_OUTSTANDING:] if doubt else []
+        return [] if doubt else lost
 
     def forgive(self) -> None:
         """Let no probe count that is not answered yet: the far end was not there, or had no keys."""
+        self._withheld.clear()
         for sent in self._sent.values():
             sent.counts = False
 
@@ -95,3 +96,4 @@ class Outstanding:
     def clear(self) -> None:
         """Forget all of them."""
         self._sent.clear()
+        self._withheld.clear()

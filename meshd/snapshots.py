@@ -190,7 +190,9 @@ def why_not_direct(mesh: Mesh, peer: MeshPeer, now: float) -> str | None:
         if used is None or not used.relay or used.endpoint not in peer.link.endpoints:
             return None
         loss = min(path.rtt.loss for path in proven)
-        return f"the direct path costs more than the relay: it loses {loss:.0%} of its probes"
+        if not loss:
+            return "the direct path was proven just now"
+        return f"the relay is better now: the direct path loses {loss:.0%} of its probes"
     ours = {":" in candidate.endpoint.host for candidate in mesh.control.candidates.current}
     theirs = {":" in endpoint.host for endpoint in peer.member.record.endpoints}
     if not theirs or not ours & theirs:

@@ -411,6 +411,15 @@ def test_cuts_of_a_path_whose_peer_stays_make_it_lossy() -> None:
     assert wire.path.rtt.loss > 0.25
 
 
+def test_answer_that_comes_when_its_probe_was_given_up_is_no_measurement() -> None:
+    wire = proven()
+    before = wire.path.rtt.smoothed
+    wire.delay = 4.0
+    wire.run(9.0)
+    assert wire.path.state is State.SUSPECT
+    assert wire.path.rtt.smoothed == before
+
+
 def test_loss_is_that_of_the_path_and_not_of_the_moments_after_a_loss() -> None:
     losses = []
     for seed in range(10):
