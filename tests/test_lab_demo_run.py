@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crossedge.lab.pings import parse_ping
 from tests.processes import alive, descendants
 from tests.waiting import until
 
@@ -38,7 +39,10 @@ def test_every_pod_reaches_every_pod_and_nothing_is_in_the_clear(tmp_path: Path)
         assert pair["time_to_direct_ms"] > 0
     outputs = list((tmp_path / "demo/ping").glob("*--cold.txt"))
     assert len(outputs) == 15
-    assert all("100 packets transmitted, 100 received" in path.read_text() for path in outputs)
+    pings = {path.name: parse_ping(path.read_text()) for path in outputs}
+    assert {name: (ping.sent, ping.missing) for name, ping in pings.items()} == dict.fromkeys(
+        pings, (100, [])
+    )
 
 
 @pytest.mark.parametrize(
