@@ -18,11 +18,11 @@ MAX_OUTSTANDING: Final = 32  # probes that may be unanswered at a time
 
 @dataclass(slots=True)
 class Sent:
-    """A probe on its way."""
+    """A probe on its way; times in seconds of `now`."""
 
     at: float
-    size: int
-    full: bool
+    size: int  # of the UDP payload, in bytes
+    full: bool  # whether its answer is to be as large
     rung: bool  # whether it tests a size; its loss says nothing about the path
     burst: bool  # whether it measures a pair without traffic
     counts: bool  # whether it tells how much the path loses
@@ -90,7 +90,7 @@ class Outstanding:
         return len(numbers)
 
     def deadlines(self) -> list[float]:
-        """Return when probes are overdue that are not yet."""
+        """Return when probes are overdue that are not yet, in seconds of `now`."""
         return [sent.overdue for sent in self._sent.values() if not sent.missed]
 
     def clear(self) -> None:

@@ -144,6 +144,18 @@ def test_pair_whose_peer_restarts_again_and_again_is_direct_each_time(away: floa
     assert {path["loss_percent"] for path in row["paths"] if path["kind"] == "direct"} == {0.0}
 
 
+def test_a_proven_direct_path_that_is_not_used_is_said_to_lose_too_much() -> None:
+    world, alice, bob = talking()
+    for path in alice.peer(bob).paths.directs():
+        for _ in range(64):
+            path.rtt.lost()
+    world.start_pings(alice, bob, count=1000)
+    world.run(8.0)
+    (row,) = alice.mesh.peers(world.net.now)
+    assert row["path"] == "relay"
+    assert row["why_not_direct"].startswith("the relay is better now: the direct path loses ")
+
+
 def test_both_daemons_restarted_at_once_are_back_in_three_seconds() -> None:
     world, alice, bob = talking()
     alice.kill()

@@ -307,7 +307,7 @@ def test_shrunken_path_falls_back_to_the_size_that_always_passes() -> None:
     wire.run(5.0)
     assert wire.path.size == 1472
     wire.forward = 1252
-    wire.run(8.0)
+    wire.run(6.0)
     assert wire.path.size in (BASE, 1252)
     wire.run(10.0)
     assert wire.path.size == 1252
