@@ -27,13 +27,16 @@ from crossedge.host.udp import GRO_SIZE, SCM_TIMESTAMPNS, SOL_UDP, STAMP, UDP_GR
 SLOT: Final = 65_536
 """Bytes of one slot: no datagram and no train is longer."""
 SLOTS: Final = 64
+SPARE: Final = SLOT * SLOTS
+"""Where the slot begins that no call fills."""
 TRAINS: Final = 8
 """Slots of one call while trains come: as many bytes as stay in a processor's cache."""
 LONG: Final = 8_192  # bytes; what is longer is a train
 
 NAME: Final = 28
 """Bytes that are kept for whom a datagram came from: a sockaddr_in6."""
-_CONTROL: Final = 64
+CONTROL: Final = 64
+"""Bytes that are kept for the control messages of a datagram."""
 _STAMP_ALONE: Final = socket.CMSG_SPACE(STAMP.size)
 SINGLE: Final = (0, _STAMP_ALONE)
 """Lengths of the control messages of what is no train: none, or a stamp."""
@@ -75,7 +78,7 @@ class _Messages:
         self.messages = (_Message * len(vectors))()
         for number, (address, count) in enumerate(vectors):
             self.messages[number].header = MessageHeader(
-                names + number * NAME, NAME, address, count, control + number * _CONTROL, _CONTROL, 0
+                names + number * NAME, NAME, address, count, control + number * CONTROL, CONTROL, 0
             )
         self.view = memoryview(self.messages).cast("B")
         self.pristine = bytes(self.view)
@@ -95,11 +98,11 @@ class Receiver:
         self._head = head
         self._heads = memoryview(bytearray())
         self._parts: _Messages | None = None
-        self.buffer = bytearray(SLOT * SLOTS)
-        """Slot `number` begins at `number * SLOT`."""
+        self.buffer = bytearray(SPARE + SLOT)
+        """Slot `number` begins at `number * SLOT`. A spare one follows them, for what was read otherwise."""
         self.names = bytearray(NAME * SLOTS)
         """Whom each slot's datagram came from, as the kernel writes it, from `number * NAME` on."""
-        self._control = bytearray(_CONTROL * SLOTS)
+        self._control = bytearray(CONTROL * SLOTS)
         self._vectors = (IoVector * SLOTS)()
         data, names, control = (_address(each) for each in (self.buffer, self.names, self._control))
         for number in range(SLOTS):
@@ -143,6 +146,10 @@ class Receiver:
         lengths = values[2::3]
         self._limit = TRAINS if max(lengths) > LONG else SLOTS
         return list(zip(lengths, values[::3], values[1::3], strict=True))
+
+    def expect(self, length: int) -> None:
+        """Learn how long a datagram or train was that was read otherwise: more like it may follow."""
+        self._limit = TRAINS if length > LONG else SLOTS
 
     def part(self, segment: int) -> None:
         """From the next call on take trains of datagrams of `segment` bytes apart; 0: leave them whole.
@@ -215,13 +222,13 @@ class Receiver:
 
     def control(self, slot: int, length: int) -> tuple[int, float]:
         """Return the size of a train's datagrams and the kernel's stamp in Unix time, each 0 if not there."""
-        at = slot * _CONTROL
+        at = slot * CONTROL
         if length == _TRAIN_BOTH:
             level, kind, seconds, nanoseconds, level2, kind2, segment = _BOTH.unpack_from(self._control, at)
             if (level, kind, level2, kind2) == _EXPECTED:
                 return segment, seconds + nanoseconds * 1e-9
         segment, stamp = 0, 0.0
-        end = at + min(length, _CONTROL)
+        end = at + min(length, CONTROL)
         while at + _CMSG.size <= end:
             size, level, kind = _CMSG.unpack_from(self._control, at)
             data = at + _CMSG.size

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.delivery import Delivery
+from crossedge.meshd.flow import Send
 from crossedge.meshd.inbound import Inbound
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
+from crossedge.meshd.lone import Lone
 from crossedge.meshd.outbound import Outbound
 from crossedge.meshd.policy import Policy
 from crossedge.meshd.sink import Join, Sink, Write
@@ -39,6 +41,7 @@ class DataPlane:
         indices: Mapping[int, tuple[object, Keypair]],
         link_of: Callable[[Any], Link | None],
         transmit: Transmit,
+        way: Callable[[Endpoint], Send] | None = None,
         write: Write,
         control: Callable[[bytes, Endpoint, float], None],
         inner: Callable[[Link, bytes, Endpoint, float], None],
@@ -56,6 +59,7 @@ class DataPlane:
         - `indices`: receiver index -> (session, keypair), as `Device` keeps it; `link_of(session)`: its link;
         - `transmit(endpoint, train, segment)` and `write(frame)`: the shells; both must be done with the
           memory when they return;
+        - `way(endpoint)`: what sends one datagram there by the fewest steps; None: `transmit` does it;
         - `control(datagram, source, stamp)`: what is neither superframe nor transport data;
         - `inner(link, plaintext, source, stamp)`: an in-session message, with WireGuard's padding;
         - `wanted(link)`: a packet waits in the link's queue, because there is no session or no endpoint; once
@@ -65,7 +69,8 @@ class DataPlane:
         - `report(link, keypair)`: the link's peer is due a word on what was received under this keypair;
         - `unknown(address)`: nobody known has the destination of a packet of ours, which waits for `claim` a
           while and is counted as dropped until then; per packet;
-        - `written()`: what came alone was written to the TUN, where the answer may wait already;
+        - `written()`: what came alone was written to the TUN, where the answer may wait already, which is for
+          `lone` first then;
         - `offloads`: what the TUN takes; `mtu`: its MTU in bytes.
         """
         self.dropped: Counter[str] = Counter()
@@ -73,14 +78,17 @@ class DataPlane:
         self._sink = Sink(write, offloads)
         self._delivery = Delivery(self._sink, policy, mtu, self.dropped)
         self._outbound = Outbound(policy, self._sink, transmit, wanted, unknown, self.dropped)
-        self._inbound = Inbound(
-            self._delivery, indices, link_of, control, inner, moved, report, written, self.dropped
-        )
+        self._inbound = Inbound(self._delivery, indices, link_of, control, inner, moved, report, self.dropped)
+
+        def usual(endpoint: Endpoint) -> Send:
+            return lambda datagram: transmit(endpoint, [datagram], len(datagram))
+
+        self._lone = Lone(self._outbound, self._delivery, indices, link_of, way or usual, report, written)
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take
         """Take the frame in the first `length` bytes of the buffer: `outbound(length, now)`."""
-        self.lone = self._outbound.lone
+        self.lone = self._lone.leave
         """Take that frame and send it at once; False where it must go the usual way: `lone(length, now)`."""
         self.flush = self._outbound.flush
         """End a drain of the TUN: `flush(now)`."""
@@ -90,7 +98,7 @@ class DataPlane:
         """Send what waits in a link's queue, as far as it can leave now: `flush_queue(link, now)`."""
         self.inbound = self._inbound.receive
         """Take what was received into a buffer, free again on return: `inbound(buffer, arrivals, now)`."""
-        self.inbound_lone = self._inbound.lone
+        self.inbound_lone = self._lone.arrive
         """Take one datagram that came alone, at a buffer's start: `inbound_lone(buffer, size, source, now)`;
         False: nothing has been done, it is for `inbound`."""
         self.whole = self._inbound.whole

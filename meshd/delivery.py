@@ -90,11 +90,16 @@ class Delivery:
         else:
             self._sink.write(frame, flow.virtio, flow.layout)
 
-    def lone(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> None:
-        """Take a whole packet or super-packet at `frame[SIZE:]` that nothing came before or follows."""
-        if self.bulk(link, frame, gso_type, gso_size, needs_checksum, joinable=False):
-            return
-        flow = self._judge(link, frame, gso_type, gso_size, needs_checksum)
+    def lone(self, link: Link, frame: memoryview, needs_checksum: bool) -> None:
+        """Take a whole packet, no super-packet, at `frame[SIZE:]` that nothing came before or follows."""
+        found = inbound_key(frame)
+        if found is not None:
+            (read, claimed), size = found, len(frame)
+            flow = self._flows.get((link, GSO_NONE, 0, needs_checksum, read))
+            if flow is not None and claimed == size >= flow.shortest and flow.packed:
+                self._sink.put(frame, flow.packed)
+                return
+        flow = self._judge(link, frame, GSO_NONE, 0, needs_checksum)
         if flow is None:
             return
         if flow.packed:
@@ -102,20 +107,11 @@ class Delivery:
         else:
             self._sink.write(frame, flow.virtio, flow.layout)
 
-    def bulk(
-        self,
-        link: Link,
-        frame: memoryview,
-        gso_type: int,
-        gso_size: int,
-        needs_checksum: bool,
-        *,
-        joinable: bool = True,
-    ) -> bool:
+    def bulk(self, link: Link, frame: memoryview, gso_type: int, gso_size: int, needs_checksum: bool) -> bool:
         """Write a packet that the coalescer has no use for, if its flow is the one before's or another known.
 
-        `joinable`: others may be joined to it; its memory must not change as long as `joiner.frames` has it.
-        False where it is for `frame`: nothing is done.
+        Others may be joined to it: its memory must not change as long as `joiner.frames` has it. False where
+        it is for `frame`: nothing is done.
         """
         found = inbound_key(frame)
         if found is None:
@@ -131,7 +127,7 @@ class Delivery:
             return False
         if self.coalescer.growing:
             self.coalescer.flush()
-        if joinable and gso_type == GSO_TCPV4 and self._sink.offloads.big_tcp:
+        if gso_type == GSO_TCPV4 and self._sink.offloads.big_tcp:
             self.joiner.take(frame, flow.packed, gso_size, key)
             return True
         if self.joiner.frames:

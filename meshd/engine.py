@@ -90,6 +90,7 @@ class Engine:
             indices=mesh.device.indices,
             link_of=lambda session: session.owner.link,
             transmit=self.udp.transmit,
+            way=self.udp.way,
             write=lambda _: None,  # until there is a shell for the TUN, which is before anything is read
             control=self._control,
             inner=self._inner,

@@ -11,10 +11,12 @@ what is concluded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
 from crossedge.meshd.packet import (
     CLAIMED,
@@ -46,6 +48,7 @@ from crossedge.meshd.virtio import (
     Header,
     Offloads,
 )
+from crossedge.wire.endpoint import Endpoint
 from crossedge.wire.errors import WireError
 
 FLOWS_KEPT: Final = 1024  # in a table, which is emptied when it is full
@@ -118,6 +121,22 @@ class SuperKind:
         return cls(layout, header, gso_type, gso_size)
 
 
+Send = Callable[[memoryview], None]
+"""Send one datagram where it always goes; the memory is the caller's again afterwards."""
+
+
+class Lane(NamedTuple):
+    """How packets that come alone leave for a link, as long as keypair and endpoints stay what they are."""
+
+    keypair: Keypair
+    endpoints: tuple[Endpoint, ...]
+    until: float
+    """When the keypair is too old, in seconds of `now`."""
+    head: bytes
+    """The header of their datagrams without the counter."""
+    sends: tuple[Send, ...]
+
+
 @dataclass(slots=True)
 class OutFlow:
     """What is known of a frame from the TUN by its key."""
@@ -135,6 +154,8 @@ class OutFlow:
     offset: int
     kind: SuperKind | None
     """Set for a super-packet, which has to be as long as its IP header says."""
+    lane: Lane | None = None
+    """That of the link when the last such packet came alone."""
 
 
 def out_flow(frame: memoryview, link: Link, kind: SuperKind | None) -> OutFlow | None:

@@ -22,6 +22,7 @@ from typing import Final
 RECORD_DATAGRAMS: Final = 64  # at most, so that a record is one train
 REPORT_INTERVAL: Final = 0.1  # seconds between reports while superframes come
 REPORT_DATAGRAMS: Final = 512  # or so many datagrams since the last one,
+REPORT_SIZE: Final = 512  # bytes; a shorter packet that comes alone is not bulk and calls for no report
 REPORT_LEAST: Final = 0.01  # but not sooner than this, in seconds; a loss is reported as soon
 
 RECORD_TIME: Final = 0.001  # seconds of the measured rate that one record or train may take

@@ -80,13 +80,11 @@ class Inbound:
         "_indices",
         "_inner",
         "_link_of",
-        "_lone",
         "_moved",
         "_opener",
         "_packets",
         "_reassembly",
         "_report",
-        "_written",
     )
 
     def __init__(
@@ -98,7 +96,6 @@ class Inbound:
         inner: Callable[[Link, bytes, Endpoint, float], None],
         moved: Callable[[Link, Endpoint, int], None],
         report: Callable[[Link, Keypair], None],
-        written: Callable[[], None],
         dropped: Counter[str],
     ) -> None:
         self._delivery = delivery
@@ -108,13 +105,11 @@ class Inbound:
         self._inner = inner
         self._moved = moved
         self._report = report
-        self._written = written
         self._dropped = dropped
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
         self._packets = TransportOpener(delivery, dropped)
         self._channels: dict[tuple[DirectEndpoint, int], RelayEndpoint] = {}
-        self._lone: tuple[int, Link, Keypair] | None = None  # whom `lone` took from last, by receiver index
         self._bulk_index = -1  # whose records `whole` takes at the moment, by the receiver index,
         self._bulk_source: DirectEndpoint | None = None  # from where,
         self._bulk_link: Link | None = None
@@ -153,44 +148,6 @@ class Inbound:
                 self._report(link, batch.keypair)
         for link, plaintext, source, stamp in spoken:
             self._inner(link, plaintext, source, stamp)
-
-    def lone(self, buffer: bytearray, length: int, source: DirectEndpoint, now: float) -> bool:
-        """Take one record of one datagram that came alone, with the fewest steps: latency counts there.
-
-        It lies in the first `length` bytes. False: it is something else, or something is wrong with it;
-        nothing has been done, it is for `receive`.
-        """
-        if length < OVERHEAD:
-            return False
-        word, index, count, receiver, counter = HEADER.unpack_from(buffer)
-        known = self._lone
-        if known is None or known[0] != receiver or known[2].erased:
-            found = self._indices.get(receiver)
-            link = self._link_of(found[0]) if found is not None else None
-            if found is None or link is None:
-                return False
-            known = self._lone = receiver, link, found[1]
-        _, link, keypair = known
-        if (
-            word != MAGIC
-            or count != 1
-            or index
-            or source not in link.endpoints
-            or now - keypair.created >= REJECT_AFTER_TIME
-        ):
-            return False
-        if not self._opener.lone(link, keypair, memoryview(buffer)[HEADER_SIZE:length], counter):
-            return False
-        size = length - OVERHEAD
-        received = link.received
-        received.datagrams += 1
-        received.size += size
-        received.at = now
-        link.session.data_received(now, size, keypair)
-        self._written()
-        if now >= keypair.tally.quiet and keypair.tally.due(now):
-            self._report(link, keypair)
-        return True
 
     def whole(self, buffer: bytearray, start: int, end: int, source: DirectEndpoint, now: float) -> bool:
         """Take a train that looks like one record and was taken apart: it is `buffer[start:end]`.

@@ -86,35 +86,6 @@ class Opener:
             size += one[1]
         return opened, size
 
-    def lone(self, link: Link, keypair: Keypair, sealed: memoryview, counter: int) -> bool:
-        """Open and deliver a record of one datagram, index 0, that nothing came with.
-
-        False where it does not open or is a piece of a super-packet: `open` deals with it, nothing is done.
-        """
-        aead, replay, view = keypair.chunks_receive, keypair.chunk_replay, self._view
-        if aead is None or (counter <= replay.newest and not replay.check(counter)):
-            return False
-        size = len(sealed) - TAG_SIZE
-        stop = BASE + size
-        try:
-            aead.decrypt_into((counter << 32 | 0x100).to_bytes(12, "little"), sealed, None, view[BASE:stop])
-        except InvalidTag:
-            return False
-        length = 0
-        if size >= FRAME_SIZE:
-            flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, BASE)
-            if gso_type in GSO_TYPES and not flags & LAST_PIECE:
-                return False
-        if length and length == size - FRAME_SIZE and not flags & ~FRAME_FLAGS:
-            frame = view[BASE + FRAME_SIZE - SIZE : stop]
-            self._delivery.lone(link, frame, gso_type, gso_size, flags & PARTIAL_CHECKSUM != 0)
-        else:
-            self._frames(link, stop)
-            self._delivery.flush()
-        replay.mark(counter)
-        keypair.tally.add(counter, 1)
-        return True
-
     def whole(self, link: Link, keypair: Keypair, sealed: memoryview, counter: int, count: int) -> bool:
         """Open and deliver a record of `count` datagrams, all there and contiguous, as bulk comes.
 

@@ -83,7 +83,6 @@ class Outbound:
     __slots__ = (
         "_ack",
         "_dropped",
-        "_flows",
         "_frames",
         "_packets",
         "_parts",
@@ -92,7 +91,6 @@ class Outbound:
         "_run",
         "_run_of",
         "_split",
-        "_stages",
         "_staging",
         "_too_big",
         "_unclaimed",
@@ -100,6 +98,8 @@ class Outbound:
         "_wanted",
         "_wants",
         "buffer",
+        "flows",
+        "stages",
         "view",
     )
 
@@ -116,12 +116,12 @@ class Outbound:
         self._wanted = wanted
         self._unknown = unknown
         self._dropped = dropped
-        self._flows: dict[tuple[Any, ...], OutFlow] = {}
-        policy.watch(self._flows.clear)
+        self.flows: dict[tuple[Any, ...], OutFlow] = {}
+        policy.watch(self.flows.clear)
         self._too_big = TooBigAnswers(sink, dropped)
         self._unclaimed = Unclaimed()
         self._staging = staging = Staging(transmit, dropped)
-        self._frames, self._packets, self._stages = staging.frames, staging.packets, staging.stages
+        self._frames, self._packets, self.stages = staging.frames, staging.packets, staging.stages
         self._wants: set[Link] = set()
         self.buffer = bytearray(SIZE + LARGEST_FRAME + PADDING_MOST)
         """The TUN is read into this; `take` overwrites it."""
@@ -153,12 +153,12 @@ class Outbound:
             key = (OUT4_TCP if buffer[SIZE + 9] == TCP else OUT4)(buffer)
         else:
             key = (OUT6_TCP if buffer[SIZE + 6] == TCP else OUT6)(buffer)
-        flow = self._flows.get(key)
+        flow = self.flows.get(key)
         if flow is None or length < flow.least or (flow.kind is not None and not as_claimed(buffer, length)):
             self._take_afresh(key, length, now)
             return
         link = flow.link
-        stage = self._stages.get(link) or self._staging.open(link, now)
+        stage = self.stages.get(link) or self._staging.open(link, now)
         try:
             if stage is None:
                 self._wait(link, length)
@@ -179,53 +179,12 @@ class Outbound:
         except CounterExhaustedError:
             self._dropped["counter-exhausted"] += 1
 
-    def lone(self, length: int, now: float) -> bool:
-        """Take the frame in the buffer and send it at once, if it is a packet that needs no thought.
-
-        For one that came alone: latency counts there, and nothing is to be gained by waiting for others.
-        False: nothing has been done, it is for `take` and `flush`.
-        """
-        buffer = self.buffer
-        if buffer[SIZE] == PLAIN_IPV4:
-            tcp = buffer[SIZE + 9] == TCP
-            key = (OUT4_TCP if tcp else OUT4)(buffer)
-        else:
-            tcp = buffer[SIZE + 6] == TCP
-            key = (OUT6_TCP if tcp else OUT6)(buffer)
-        flow = self._flows.get(key)
-        if flow is None or flow.kind is not None or length < flow.least or self._stages or self._run_of:
-            return False
-        if tcp and length <= SIZE + LONGEST_SELECTIVE and selective(self.view[SIZE:length]):
-            return False  # it carries another one along
-        link = flow.link
-        session, keypair, size = link.session, link.agreed, length - START
-        if (
-            keypair is None
-            or keypair is not session.current
-            or not link.endpoints
-            or size > link.room
-            or not keypair.can_send(now)
-        ):
-            return False
-        FRAME.pack_into(buffer, START, flow.partial, GSO_NONE, 0, length - SIZE)
-        try:
-            self._frames.lone(link, keypair, self.view[START:length])
-        except CounterExhaustedError:
-            self._dropped["counter-exhausted"] += 1
-            return True
-        sent = link.sent
-        sent.datagrams += 1
-        sent.size += size
-        sent.at = now
-        session.data_sent(now, size)
-        return True
-
     def _take_afresh(self, key: tuple[Any, ...], length: int, now: float) -> None:
         """Take a frame of which nothing is remembered; what its key says about it then is."""
         link = self._judge(length, now)
         if link is None:
             return
-        stage = self._stages.get(link) or self._staging.open(link, now)
+        stage = self.stages.get(link) or self._staging.open(link, now)
         if stage is None:
             self._wait(link, length)
             return
@@ -235,9 +194,9 @@ class Outbound:
             kind = SuperKind.of(frame) if gso_type & ~GSO_ECN != GSO_NONE else None
             flow = out_flow(frame, link, kind)
             if flow is not None:
-                if len(self._flows) >= FLOWS_KEPT:
-                    self._flows.clear()
-                self._flows[key] = flow
+                if len(self.flows) >= FLOWS_KEPT:
+                    self.flows.clear()
+                self.flows[key] = flow
             if kind is not None:
                 self._super_packet(link, stage, self.buffer, self.view, length, kind, now)
             else:

@@ -217,21 +217,6 @@ class SuperframeSealer:
                 self._seal(link, keypair, aead, frames[start:end])
         return refused
 
-    def lone(self, link: Link, keypair: Keypair, frame: memoryview) -> None:
-        """Seal one whole frame, no longer than `room`, and send it at once: in the train waits nothing."""
-        aead = keypair.chunks_send
-        if aead is None:
-            raise ValueError("superframes are not agreed under this keypair")
-        counter = keypair.reserve_chunks(1)
-        size = len(frame) + OVERHEAD
-        HEADER.pack_into(self._scratch, 0, MAGIC, 0, 1, keypair.remote_index, counter)
-        aead.encrypt_into(
-            (counter << 32 | 0x100).to_bytes(12, "little"), frame, None, self._view[HEADER_SIZE:size]
-        )
-        parts, transmit = [self._view[:size]], self._train.transmit
-        for endpoint in link.endpoints:
-            transmit(endpoint, parts, size)
-
     def pieces(
         self,
         link: Link,

@@ -139,12 +139,13 @@ class TunShell:
             self._skipped += 1
             return
         self._skipped = 0
-        self._skips = 0 if self._readable() else min(2 * self._skips + 1, LOOKS_SKIPPED)
+        self._skips = 0 if self._readable(looking=True) else min(2 * self._skips + 1, LOOKS_SKIPPED)
 
-    def _readable(self) -> bool:
+    def _readable(self, looking: bool = False) -> bool:
         """Read a drain; returns whether there was a frame."""
         now = self._clock()
         alone = now - self._read_at > ALONE
+        offered = alone or looking
         total = 0
         skip = self._skip
         for _ in range(DRAIN_FRAMES):
@@ -168,9 +169,11 @@ class TunShell:
                     (start,) = _WORD.unpack_from(self._buffer, _CHECKSUM_START)
                     _WORD.pack_into(self._buffer, _CHECKSUM_START, start - ETHERNET)
             self._read_at = now
-            if alone and self._lone(size + skip, now):
-                self._after()
-                return True  # whatever else there is, the loop will tell
+            if offered:
+                if self._lone(size + skip, now):
+                    self._after()
+                    return True  # whatever else there is, the loop will tell
+                offered = False
             self._outbound(size + skip, now)
             if alone:  # what a look at the empty device costs need not make it late
                 alone = False

@@ -13,12 +13,22 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from crossedge.host.clock import realtime_offset
 from crossedge.host.gather import Gather, SocketName, argument
-from crossedge.host.receive import LONG, NAME, SINGLE, SLOT, Receiver, address_of
-from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
+from crossedge.host.receive import CONTROL, LONG, NAME, SINGLE, SLOT, SPARE, Receiver, address_of
+from crossedge.host.udp import (
+    GRO_SIZE,
+    SCM_TIMESTAMPNS,
+    SEGMENT,
+    SOL_UDP,
+    STAMP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    UdpSocket,
+)
+from crossedge.meshd.flow import Send
 from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.superframe import HEADER_SIZE, WHOLE, TrainForm
 from crossedge.meshd.train import Parts
@@ -37,6 +47,8 @@ ROUNDS: Final = 4  # gatherings of one wake-up
 BACKLOG_BYTES: Final = 1024 * 1024  # that wait for a socket to become writable
 ENDPOINTS_KEPT: Final = 8192
 GATHERS_KEPT: Final = 64
+ALONE: Final = 0.001  # seconds without datagrams after which the next is expected to come alone,
+ALONE_IN_BULK: Final = 0.05  # and where trains are foreseen
 OLDEST_STAMP: Final = 5.0  # seconds; an older kernel stamp means that the clock was set
 NO_GSO: Final = frozenset({errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP})  # it never will
 _TTL = Struct("=i")
@@ -47,7 +59,19 @@ Ancillary = tuple[int, int, bytes]
 class _Socket:
     """One socket and what it can do now."""
 
-    __slots__ = ("backlog", "descriptor", "gso", "kernel", "number", "socket", "to_kernel", "v6", "waiting")
+    __slots__ = (
+        "backlog",
+        "controls",
+        "descriptor",
+        "gso",
+        "kernel",
+        "number",
+        "receive",
+        "socket",
+        "to_kernel",
+        "v6",
+        "waiting",
+    )
 
     def __init__(self, opened: UdpSocket, number: int = 0) -> None:
         self.number = number  # of a further socket, 0 for the daemon's own
@@ -55,6 +79,8 @@ class _Socket:
         self.socket = opened.socket
         self.descriptor = opened.socket.fileno()
         self.to_kernel = argument(self.descriptor)
+        self.receive = opened.socket.recvmsg_into
+        self.controls = int(opened.stamps)  # control messages of a datagram
         self.gso = opened.gso
         self.v6 = opened.socket.family == socket.AF_INET6
         self.backlog: deque[tuple[bytes, int, Endpoint]] = deque()
@@ -109,7 +135,11 @@ class UdpShell:
         self._further: dict[int, _Socket] = {}
         self._receiver = Receiver(HEADER_SIZE)
         self._form = TrainForm()
+        self._alone = bytearray(SLOT)
+        self._alone_parts = [memoryview(self._alone)]
+        self._read_at = float("-inf")
         self._endpoints: dict[bytes, UdpEndpoint] = {}
+        self._sources: dict[tuple[Any, ...], UdpEndpoint] = {}  # the same, by the names that Python gives
         self._gathers: dict[int, Gather] = {}  # by the identity of the lists of parts, which they keep
         self._ways: dict[Endpoint, tuple[_Socket, SocketName, UdpEndpoint]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,32 +191,78 @@ class UdpShell:
     # --- Receiving --------------------------------------------------------------------------------------
 
     def _readable(self, entry: _Socket) -> None:
-        receiver = self._receiver
+        receiver, now = self._receiver, self._clock()
+        quiet = ALONE_IN_BULK if self._form.segment else ALONE
+        alone, self._read_at = now - self._read_at > quiet, now
+        arrivals: list[Arrival] = []
+        if alone and not entry.number:  # one receive without much around it, and most often that is all
+            try:
+                size, controls, _, name = entry.receive(self._alone_parts, CONTROL)
+            except BlockingIOError:
+                return
+            except OSError as error:  # an error of an earlier send, kept by the socket
+                self._count("receive", error)
+            else:
+                source = self._sources.get(name) or self._source(name)
+                if len(controls) == entry.controls and self.lone(self._alone, size, source, now):
+                    self._after()
+                    return
+                self._single(size, controls, source, arrivals)
         for _ in range(ROUNDS):
             if self._form.segment != receiver.parting:
                 receiver.part(self._form.segment)
             try:
                 found = receiver.read(entry.descriptor)
-            except OSError as error:  # an error of an earlier send, kept by the socket
+            except OSError as error:
                 self._count("receive", error)
                 continue
             now = self._clock()
-            if len(found) == 1 and not entry.number:
+            if len(found) == 1 and not entry.number and not arrivals:
                 size, named, controlled = found[0]
                 if size <= (receiver.parted or LONG) and controlled in SINGLE:
-                    name = receiver.name(0, named)
-                    source = self._endpoints.get(name) or self._endpoint(name)
-                    if self.lone(receiver.buffer, size, source, now):
+                    key = receiver.name(0, named)
+                    if self.lone(receiver.buffer, size, self._endpoints.get(key) or self._endpoint(key), now):
                         self._after()
                         return
-            taken = self._take_wholes(found, now) if receiver.parted and not entry.number else 0
-            arrivals: list[Arrival] = []
+            bulk = receiver.parted and not entry.number and not arrivals
+            taken = self._take_wholes(found, now) if bulk else 0
             if taken < len(found):
                 self._gather(entry, found, taken, arrivals, now)
             if arrivals:
+                if arrivals[0].start == SPARE:
+                    receiver.expect(arrivals[0].end - SPARE)
                 self._receive(receiver.buffer, arrivals, self._clock())
+                arrivals = []
             if not receiver.full:
                 return
+
+    def _single(
+        self, size: int, controls: list[Ancillary], source: UdpEndpoint, arrivals: list[Arrival]
+    ) -> None:
+        """Put a datagram or train that was read alone, but is not for `lone`, in front of what follows it."""
+        if not size:
+            self.dropped["receive-length"] += 1
+            return
+        buffer, now, at = self._receiver.buffer, self._clock(), SPARE
+        buffer[at : at + size] = self._alone_parts[0][:size]
+        segment, stamp = size, now
+        for level, kind, data in controls:
+            if level == SOL_UDP and kind == UDP_GRO:
+                (segment,) = GRO_SIZE.unpack(data)
+            elif level == socket.SOL_SOCKET and kind == SCM_TIMESTAMPNS:
+                seconds, nanoseconds = STAMP.unpack(data)
+                unix = seconds + nanoseconds * 1e-9 - self._offset()
+                if now - OLDEST_STAMP < unix <= now:
+                    stamp = unix
+        if size > segment:
+            self._form.see(buffer, at, size, segment)
+        arrivals.append(Arrival(at, at + size, segment, source, stamp))
+
+    def _source(self, name: tuple[Any, ...]) -> UdpEndpoint:
+        if len(self._sources) >= ENDPOINTS_KEPT:
+            self._sources.clear()
+        source = self._sources[name] = UdpEndpoint(*name[:2])
+        return source
 
     def _take_wholes(self, found: list[tuple[int, int, int]], now: float) -> int:
         """Hand on trains that look like records, up to the first that is none; returns how many those were.
@@ -332,6 +408,28 @@ class UdpShell:
             sent = self._push(entry, parts, segment, endpoint)
         if sent is not None:
             self._wait(entry, b"".join(parts)[sent:], segment, endpoint)
+
+    def way(self, endpoint: Endpoint) -> Send:
+        """Return what sends one datagram there by the fewest steps; it may be kept."""
+        entry = self._entry(endpoint) if type(endpoint) is UdpEndpoint else None
+
+        def usual(datagram: memoryview) -> None:
+            self.transmit(endpoint, [datagram], len(datagram))
+
+        if entry is None:
+            return usual
+        backlog, sendto, address = entry.backlog, entry.socket.sendto, tuple(endpoint)
+
+        def send(datagram: memoryview) -> None:
+            if backlog:
+                usual(datagram)
+                return
+            try:
+                sendto(datagram, address)
+            except OSError:
+                usual(datagram)  # which says what is wrong
+
+        return send
 
     def _gathered(self, parts: Parts, segment: int) -> Gather:
         """Return the kernel's list of these parts, made anew."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -39,11 +40,14 @@ class FakeSession:
         self.current: Keypair | None = None
         self.sent: list[tuple[float, int]] = []
         self.received: list[tuple[float, int, Keypair]] = []
+        self.told: Callable[[str], object] = lambda _: None
 
     def data_sent(self, now: float, size: int) -> None:
+        self.told("sent")
         self.sent.append((now, size))
 
     def data_received(self, now: float, size: int, keypair: Keypair) -> None:
+        self.told("received")
         self.received.append((now, size, keypair))
 
 
@@ -64,8 +68,9 @@ class Side:
     wanted: list[str] = field(default_factory=list)
     moved: list[Endpoint] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    looked: list[tuple[int, int]] = field(default_factory=list)
-    """How much was written, and told the session, each time that the TUN may have had an answer."""
+    reported: list[Keypair] = field(default_factory=list)
+    answers: list[Callable[[], object]] = field(default_factory=list)
+    """What to do when the TUN may have an answer."""
 
     def __post_init__(self) -> None:
         self.session = FakeSession()
@@ -93,9 +98,15 @@ class Side:
             wanted=lambda link: self.wanted.append(link.name),
             moved=lambda _, source, size: self.moved.append(source),
             unknown=lambda address: self.unknown.append(str(ip_address(address))),
-            written=lambda: self.looked.append((len(self.written), len(self.session.received))),
+            report=lambda _, keypair: self.reported.append(keypair),
+            written=self.answer,
             offloads=self.offloads,
         )
+
+    def answer(self) -> None:
+        """Do what waits for something to have been written."""
+        while self.answers:
+            self.answers.pop(0)()
 
     def read(self, *frames: bytes, now: float = NOW) -> None:
         """Let one drain of the TUN return these frames."""

@@ -201,7 +201,7 @@ def test_a_plane_that_remembers_flows_sends_what_a_new_one_sends(
             turn(new, step)
         drain = pick.choices(pool, k=1 + step % 4)
         new.plane = new.fresh_plane()
-        new.plane._outbound._flows = Forgetful()
+        new.plane._outbound.flows = Forgetful()
         if len(drain) == 1:
             old.read_lone(*drain, now=now)
         else:
@@ -233,7 +233,10 @@ class Taker:
 
     def take(self, link: int, packet: bytes, asked: tuple[int, int, bool], lone: bool) -> None:
         frame = memoryview(bytearray(bytes(SIZE) + packet))
-        (self.delivery.lone if lone else self.delivery.frame)(self.links[link], frame, *asked)
+        if lone and asked[:2] == (0, 0):
+            self.delivery.lone(self.links[link], frame, asked[2])
+        else:
+            self.delivery.frame(self.links[link], frame, *asked)
 
     def take_plainly(self, link: int, packet: bytes, asked: tuple[int, int, bool], lone: bool) -> None:
         """Do the same step by step, with nothing remembered."""
@@ -385,5 +388,5 @@ def test_what_is_remembered_is_bounded() -> None:
         alice.read(lab.plain(lab.tcp(b"", source=first, ttl=ttl)))
         taker.take(0, lab.tcp(b"", **ends, ttl=ttl), (0, 0, bool(number // 256 % 2)), True)
         taker.take(0, lab.udp(bytes(10), **ends, ttl=ttl, port=number), (0, 0, bool(number // 256 % 2)), True)
-        assert len(alice.plane._outbound._flows) <= FLOWS_KEPT
+        assert len(alice.plane._outbound.flows) <= FLOWS_KEPT
         assert len(taker.delivery._flows) <= FLOWS_KEPT

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossedge.meshd.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
+from crossedge.meshd.growth import REPORT_SIZE
 from crossedge.meshd.link import SAFE_DATAGRAM
 from crossedge.meshd.replay import ReplayWindow
 from crossedge.meshd.superframe import HEADER, OVERHEAD
@@ -40,13 +41,54 @@ def test_after_the_first_of_a_flow_packets_that_come_alone_take_the_short_way(fr
     assert alice.link.sent.at == bob.link.received.at == NOW + 2
 
 
-def test_an_answer_is_looked_for_when_the_session_knows_what_it_answers() -> None:
+@pytest.mark.parametrize("usual", [False, True], ids=["lone", "usual"])
+def test_an_answer_leaves_before_the_session_is_told_what_it_answers_but_is_told_of_after(
+    usual: bool,
+) -> None:
     alice, bob = pair()
+    back = plain(lab.ip(lab.B4, lab.A4, 1, b"\0\0" + bytes(1700 if usual else 60)))
+    bob.read(back)
+    bob.datagrams()
+    told: list[str] = []
+    bob.session.told = told.append
     for number in range(1, 4):
         alice.read(PING)
+        bob.answers.append(lambda: told.append("looked"))
+        bob.answers.append(lambda: bob.read_lone(back, NOW))
+        told.clear()
         assert bob.take_lone(*alice.datagrams(), ALICE)
-        assert bob.looked.pop() == (number, number)
-    assert not bob.looked
+        assert told == ["looked", "received", "sent"]
+        assert len(bob.written) == number
+        assert bool(bob.datagrams())
+    assert not bob.answers
+
+
+def test_an_answer_under_keys_that_it_proves_is_left_to_the_usual_way() -> None:
+    alice, bob = pair()
+    alice.read(PING)
+    bob.session.current = lab.keypairs()[0]
+    bob.answers.append(lambda: pytest.fail("looked"))
+    assert bob.take_lone(*alice.datagrams(), ALICE)
+    assert [size for _, size, _ in bob.session.received] == [len(PING) - 2]
+
+
+def test_an_arrival_is_told_of_even_where_the_look_for_an_answer_fails() -> None:
+    alice, bob = pair()
+    alice.read(PING)
+    (datagram,) = alice.datagrams()
+    bob.answers.append(lambda: {}[0])
+    with pytest.raises(KeyError):
+        bob.take_lone(datagram, ALICE)
+    assert len(bob.session.received) == 1
+    assert not bob.plane.inbound_lone(bytearray(datagram), len(datagram), ALICE, NOW), "a copy"
+
+
+def test_short_packets_that_come_alone_call_for_no_report() -> None:
+    alice, bob = pair()
+    for frame, reports in ((PING, 0), (plain(udp(bytes(REPORT_SIZE))), 1)):
+        alice.read(frame)
+        assert bob.take_lone(*alice.datagrams(), ALICE)
+        assert len(bob.reported) == reports
 
 
 def test_what_is_no_lone_packet_leaves_the_usual_way() -> None:
