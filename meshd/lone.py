@@ -39,6 +39,7 @@ from crossedge.wire.endpoint import DirectEndpoint, Endpoint
 
 LARGEST: Final = 65_536  # bytes of one datagram, and more than of one packet
 BASE: Final = SIZE - FRAME_SIZE  # where a frame is opened to, so that its packet has a virtio header's room
+LONG: Final = 9_216  # bytes; frames beyond that are bulk, and not looked at here
 LEAST: Final = OVERHEAD + FRAME_SIZE + 1
 _FLAGS: Final = (0, PARTIAL_CHECKSUM)
 _COUNTER = Struct("<Q")
@@ -123,6 +124,8 @@ class Lone:
 
         False: nothing has been done, it is for `Outbound`.
         """
+        if length > LONG:
+            return self._refuse()
         buffer = self._buffer
         if buffer[SIZE] == PLAIN_IPV4:
             tcp = buffer[SIZE + 9] == TCP
@@ -197,9 +200,10 @@ class Lone:
             or source is not known.source
             or known.endpoints is not known.link.endpoints
         ):
-            known = self._source = self._find(buffer, length, source)
+            known = self._find(buffer, length, source)
             if known is None:
                 return False
+            self._source = known
         _, link, keypair, _, _, until = known
         aead, replay, opened = keypair.chunks_receive, keypair.chunk_replay, self._opened
         if aead is None or length < LEAST or now >= until:
@@ -233,7 +237,7 @@ class Lone:
 
     def _find(self, buffer: bytearray, length: int, source: DirectEndpoint) -> _Source | None:
         """Return what a datagram's head and source say; None where it is not for `arrive`."""
-        if length < LEAST:
+        if length < LEAST or buffer[0] != MAGIC & 0xFF:
             return None
         word, index, count, receiver, _ = HEADER.unpack_from(buffer)
         found = self._indices.get(receiver)

@@ -133,10 +133,14 @@ async def test_what_comes_alone_is_offered_first_and_what_waits_behind_it_is_rea
     device.shell.pause(False)
     device.shell.look()
     assert len(alone) == 3
+    for _ in range(2):
+        device.kernel.send(HEADER + b"\1")
+        device.shell.look()
+    assert len(alone) == 5, "however soon: it may be an answer to what was told nobody yet"
     device.kernel.send(HEADER + b"\1")
     device.shell.stop()
     device.shell.look()
-    assert len(alone) == 3
+    assert len(alone) == 5
 
 
 @pytest.mark.asyncio

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from crossedge.meshd.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 from crossedge.meshd.growth import REPORT_SIZE
 from crossedge.meshd.link import SAFE_DATAGRAM
+from crossedge.meshd.lone import LONG
 from crossedge.meshd.replay import ReplayWindow
 from crossedge.meshd.superframe import HEADER, OVERHEAD
 from tests import data_pair as lab
@@ -198,6 +199,14 @@ def test_where_the_short_way_in_is_not_taken_nothing_was_done() -> None:
     assert not bob.session.received
     assert bob.plane.inbound_lone(bytearray(datagram), len(datagram), ALICE, NOW)
     assert not bob.plane.inbound_lone(bytearray(datagram), len(datagram), ALICE, NOW), "a copy"
+
+
+def test_bulk_from_the_tun_is_not_looked_at_for_the_short_way() -> None:
+    alice, _ = pair()
+    long = plain(udp(bytes(LONG)))
+    alice.link.set_path((BOB,), 60_000)
+    assert not alice.read_lone(long)
+    assert not alice.read_lone(long)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

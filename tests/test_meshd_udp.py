@@ -134,6 +134,46 @@ async def test_a_datagram_that_comes_alone_is_offered_first(
     assert not offered, "none of these came alone"
 
 
+@pytest.mark.parametrize(
+    ("number", "dropped"), [(0, {}), (errno.EPERM, {"send-eperm": 1}), (errno.ECONNREFUSED, {})]
+)
+def test_what_sends_one_datagram_to_an_address_may_be_kept(
+    refusing: Callable[..., tuple[Box, Kernel]], number: int, dropped: dict[str, int]
+) -> None:
+    refusals = [number] * (2 if dropped else 1)
+    box, kernel = refusing(lambda *_: refusals.pop() if refusals else 0)
+    send = box.shell.way(PEER)
+    send(memoryview(b"first"))
+    send(memoryview(b"second"))
+    assert [data for data, _ in kernel.sent] == ([b"second"] if dropped else [b"first", b"second"])
+    assert box.shell.dropped == dropped
+
+
+def test_what_sends_one_datagram_keeps_behind_what_waits(
+    refusing: Callable[..., tuple[Box, Kernel]],
+) -> None:
+    full = True
+    box, kernel = refusing(lambda *_: errno.EAGAIN if full else 0)
+    loop = asyncio.new_event_loop()
+    box.shell.start(loop)
+    send = box.shell.way(PEER)
+    send(memoryview(b"first"))
+    full = False
+    send(memoryview(b"second"))
+    assert not kernel.sent
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    assert [data for data, _ in kernel.sent] == [b"first", b"second"]
+    send(memoryview(b"third"))
+    assert [data for data, _ in kernel.sent][2:] == [b"third"]
+    box.shell.way(RelayEndpoint(PEER, 5))(memoryview(b"relayed"))
+    assert kernel.sent[-1][0] == pack_header(5) + b"relayed"
+    box.shell.way(UdpEndpoint("2001:db8::1", 7))(memoryview(b"nowhere"))
+    assert box.shell.dropped == {"send-no-socket": 2}
+    box.shell.stop()
+    loop.close()
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("without", [(), ("gso",), ("gro",), ("gso", "gro", "stamps")])
 async def test_trains_arrive_whatever_the_kernel_offers(
