@@ -17,7 +17,8 @@ from crossedge.host.receive import SLOT
 from crossedge.host.udp import SOL_UDP, UDP_SEGMENT, UdpSocket, open_udp
 from crossedge.meshd.inbound import Arrival
 from crossedge.meshd.superframe import HEADER, HEADER_SIZE, MAGIC
-from crossedge.meshd.udp import BACKLOG_BYTES, UdpShell
+from crossedge.meshd.udp import UdpShell
+from crossedge.meshd.udpsend import BACKLOG_BYTES
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, UdpEndpoint
 from crossedge.wire.relay import pack_header
 
@@ -416,7 +417,7 @@ def test_a_datagram_too_long_for_the_device_is_told(
 ) -> None:
     box, kernel = refusing(lambda train, size: errno.EMSGSIZE if train or size > 50 else 0)
     train, _ = train_of(3, 100, 10)
-    box.shell._v4.gso = gso
+    box.shell._sender._v4.gso = gso
     box.shell.transmit(PEER, [train], 100)
     assert set(box.too_big) == {(PEER, 100)}
     assert [len(data) for data, _ in kernel.sent] == ([] if gso else [10])
@@ -461,7 +462,7 @@ def test_what_the_kernel_has_no_room_for_waits_in_order(
 ) -> None:
     room: deque[int] = deque()
     box, kernel = refusing(lambda *_: room.popleft() if room else errno.EAGAIN)
-    box.shell._v4.gso = gso
+    box.shell._sender._v4.gso = gso
     loop = Loop()
     box.shell.start(loop)
     room.extend([0] if gso else [0] * 4)
