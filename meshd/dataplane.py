@@ -83,7 +83,16 @@ class DataPlane:
         def usual(endpoint: Endpoint) -> Send:
             return lambda datagram: transmit(endpoint, [datagram], len(datagram))
 
-        self._lone = Lone(self._outbound, self._delivery, indices, link_of, way or usual, report, written)
+        self._lone = Lone(
+            self._outbound,
+            self._delivery,
+            self._inbound.frames,
+            indices,
+            link_of,
+            way or usual,
+            report,
+            written,
+        )
         self.buffer = self._outbound.buffer
         """The TUN is read into this, virtio header first. `outbound` overwrites it."""
         self.outbound = self._outbound.take

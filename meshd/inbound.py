@@ -85,6 +85,7 @@ class Inbound:
         "_packets",
         "_reassembly",
         "_report",
+        "frames",
     )
 
     def __init__(
@@ -108,6 +109,7 @@ class Inbound:
         self._dropped = dropped
         self._reassembly = Reassembly(dropped)
         self._opener = Opener(delivery, self._reassembly, dropped)
+        self.frames = self._opener.frames
         self._packets = TransportOpener(delivery, dropped)
         self._channels: dict[tuple[DirectEndpoint, int], RelayEndpoint] = {}
         self._bulk_index = -1  # whose records `whole` takes at the moment, by the receiver index,

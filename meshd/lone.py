@@ -80,6 +80,7 @@ class Lone:
         "_buffer",
         "_delivery",
         "_flows",
+        "_frames",
         "_indices",
         "_link_of",
         "_opened",
@@ -97,6 +98,7 @@ class Lone:
         self,
         outbound: Outbound,
         delivery: Delivery,
+        frames: Callable[[Link, memoryview, int], None],
         indices: Mapping[int, tuple[object, Keypair]],
         link_of: Callable[[Any], Link | None],
         way: Callable[[Endpoint], Send],
@@ -106,6 +108,7 @@ class Lone:
         self._buffer, self._view = outbound.buffer, outbound.view
         self._flows, self._stages = outbound.flows, outbound.stages
         self._delivery = delivery
+        self._frames = frames
         self._indices = indices
         self._link_of = link_of
         self._way = way
@@ -189,7 +192,7 @@ class Lone:
     # --- From the wire ----------------------------------------------------------------------------------
 
     def arrive(self, buffer: bytearray, length: int, source: DirectEndpoint, now: float) -> bool:
-        """Take one datagram that came alone, in the first `length` bytes: a record with one packet.
+        """Take one datagram that came alone, in the first `length` bytes: a record of whole packets.
 
         False: it is something else, or something is wrong; nothing has been done, it is for `Inbound`.
         """
@@ -223,9 +226,13 @@ class Lone:
         except InvalidTag:
             return False
         flags, gso_type, gso_size, claimed = FRAME.unpack_from(self._plain, BASE)
-        if gso_type != GSO_NONE or gso_size or claimed != size - FRAME_SIZE or flags not in _FLAGS:
+        if gso_type != GSO_NONE:
             return False
-        self._delivery.lone(link, opened[BASE + FRAME_SIZE - SIZE : stop], flags == PARTIAL_CHECKSUM)
+        if claimed == size - FRAME_SIZE and not gso_size and flags in _FLAGS:
+            self._delivery.lone(link, opened[:stop], flags == PARTIAL_CHECKSUM)
+        else:
+            self._frames(link, opened, stop)
+            self._delivery.flush()
         self._arrival = _Arrival(link, keypair, counter, size, now)
         try:
             if keypair is link.session.current:  # else the arrival may make it that, for the answer

@@ -413,14 +413,17 @@ class Opener:
     # --- Frames -------------------------------------------------------------------------------------------
 
     def _frames(self, link: Link, stop: int) -> None:
-        """Deliver the whole frames that lie in the buffer from BASE to `stop`.
+        self.frames(link, self._view, stop)
+
+    def frames(self, link: Link, opened: memoryview, stop: int) -> None:
+        """Deliver the whole frames that lie in a buffer from BASE to `stop`; `Delivery.flush` follows.
 
         Each virtio header is written over the frame header and, from the second frame on, over the end of the
         frame before, which has been delivered by then.
         """
         at = BASE
         while at + FRAME_SIZE <= stop:
-            flags, gso_type, gso_size, length = FRAME.unpack_from(self._plain, at)
+            flags, gso_type, gso_size, length = FRAME.unpack_from(opened, at)
             at += FRAME_SIZE
             if not length:
                 return  # padding
@@ -430,6 +433,6 @@ class Opener:
             if length > stop - at:
                 self._dropped["frame-length"] += 1
                 return
-            frame = self._view[at - SIZE : at + length]
+            frame = opened[at - SIZE : at + length]
             at += length
             self._delivery.frame(link, frame, gso_type, gso_size, bool(flags & PARTIAL_CHECKSUM))

@@ -142,7 +142,7 @@ class UdpShell:
         quiet = ALONE_IN_BULK if self._form.segment else ALONE
         alone, self._read_at = now - self._read_at > quiet, now
         arrivals: list[Arrival] = []
-        if alone and not entry.number:  # one receive without much around it, and most often that is all
+        if alone and not entry.number:  # one receive without much around it, before one for all there is
             try:
                 size, controls, _, name = entry.receive(self._alone_parts, CONTROL)
             except BlockingIOError:
@@ -153,8 +153,10 @@ class UdpShell:
                 source = self._sources.get(name) or self._source(name)
                 if len(controls) == entry.controls and self.lone(self._alone, size, source, now):
                     self._after()
-                    return
-                self._single(size, controls, source, arrivals)
+                    if self._loop is None:
+                        return
+                else:
+                    self._single(size, controls, source, arrivals)
         for _ in range(ROUNDS):
             if self._form.segment != receiver.parting:
                 receiver.part(self._form.segment)
@@ -181,7 +183,8 @@ class UdpShell:
                 self._receive(receiver.buffer, arrivals, self._clock())
                 arrivals = []
             if not receiver.full:
-                return
+                break
+        self._read_at = self._clock()  # what took long to deal with was no silence
         if arrivals:  # errors were all that followed
             self._receive(receiver.buffer, arrivals, now)
 
