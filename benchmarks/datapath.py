@@ -14,6 +14,7 @@ Rows, each under the three conditions unless it says otherwise (`--only` takes p
 - udp_1300: UDP datagrams of 1,300 bytes at 5 Gbit/s offered (Gbit/s received);
 - udp_64_pps: datagrams of 64 bytes, sender unbounded (packets/s received);
 - rtt_idle, rtt_loaded: mean of pings, alone and beside tcp_1 (ms);
+- rtt_rested (offloaded): mean of pings that are 0.2 s apart, where rtt_idle's are 4 ms (ms);
 - rtt_20mbit: 95th percentile of pings while one TCP stream fills a 20 Mbit/s link (tbf, 100 ms of queue; ms);
 - cpu_per_gb: user and system time of the daemons at both ends per 10^9 bytes of tcp_1 (s);
 - tcp_1_chacha: tcp_1 with ChaCha20-Poly1305 (crossedge prefers AES where the CPU has it);

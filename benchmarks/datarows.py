@@ -91,8 +91,13 @@ def udp(system: System, seconds: float, name: str, size: int, rate: str) -> Figu
 
 
 def idle(system: System, seconds: float) -> Figures:
-    """Pings on an idle tunnel."""
+    """Pings on an idle tunnel, 4 ms apart: ping itself waits actively at less than 10 ms."""
     return {"rtt_idle": statistics.mean(pings(system, int(seconds / 0.004), 0.004))}
+
+
+def rested(system: System, seconds: float) -> Figures:
+    """Pings on an idle tunnel, so far apart that ping sleeps and nothing is warm."""
+    return {"rtt_rested": statistics.mean(pings(system, int(seconds / 0.2), 0.2))}
 
 
 def narrow(system: System, seconds: float) -> Figures:
@@ -282,6 +287,8 @@ class Bench:
                 yield simple(name, a(), b(), seconds, work)
         if want("rtt_idle"):
             yield simple("rtt_idle", a(), b(), 1.0, idle)
+        if condition == "offloaded" and want("rtt_rested"):
+            yield simple("rtt_rested", a(), b(), 3.0, rested)
         if want("rtt_20mbit"):
             yield simple("rtt_20mbit", a(), b(), 2.0, narrow)
         if want("relay"):
