@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from crossedge.meshd.allowedips import AllowedIPs
 from crossedge.meshd.delivery import Delivery
-from crossedge.meshd.flow import Send
 from crossedge.meshd.inbound import Inbound
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
@@ -23,7 +22,7 @@ from crossedge.meshd.lone import Lone
 from crossedge.meshd.outbound import Outbound
 from crossedge.meshd.policy import Policy
 from crossedge.meshd.sink import Join, Sink, Write
-from crossedge.meshd.train import Transmit
+from crossedge.meshd.train import Send, Transmit
 from crossedge.meshd.virtio import ALL_OFFLOADS, Offloads
 from crossedge.wire.endpoint import Endpoint
 

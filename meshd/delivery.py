@@ -92,13 +92,6 @@ class Delivery:
 
     def lone(self, link: Link, frame: memoryview, needs_checksum: bool) -> None:
         """Take a whole packet, no super-packet, at `frame[SIZE:]` that nothing came before or follows."""
-        found = inbound_key(frame)
-        if found is not None:
-            (read, claimed), size = found, len(frame)
-            flow = self._flows.get((link, GSO_NONE, 0, needs_checksum, read))
-            if flow is not None and claimed == size >= flow.shortest and flow.packed:
-                self._sink.put(frame, flow.packed)
-                return
         flow = self._judge(link, frame, GSO_NONE, 0, needs_checksum)
         if flow is None:
             return

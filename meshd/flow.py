@@ -11,7 +11,6 @@ what is concluded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -36,6 +35,7 @@ from crossedge.meshd.packet import (
     transport_header,
 )
 from crossedge.meshd.sink import LARGEST_PACKET
+from crossedge.meshd.train import Send
 from crossedge.meshd.virtio import (
     GSO_ECN,
     GSO_NONE,
@@ -119,10 +119,6 @@ class SuperKind:
         ):
             raise WireError("gso-type")
         return cls(layout, header, gso_type, gso_size)
-
-
-Send = Callable[[memoryview], None]
-"""Send one datagram where it always goes; the memory is the caller's again afterwards."""
 
 
 class Lane(NamedTuple):

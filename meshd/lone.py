@@ -17,10 +17,11 @@ from cryptography.exceptions import InvalidTag
 from crossedge.meshd.ackfilter import LONGEST_SELECTIVE, selective
 from crossedge.meshd.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 from crossedge.meshd.delivery import Delivery
-from crossedge.meshd.flow import OUT4, OUT4_TCP, OUT6, OUT6_TCP, Lane, Send
+from crossedge.meshd.flow import OUT4, OUT4_TCP, OUT6, OUT6_TCP, Lane
 from crossedge.meshd.growth import REPORT_SIZE
 from crossedge.meshd.keypair import Keypair
 from crossedge.meshd.link import Link
+from crossedge.meshd.opener import BASE
 from crossedge.meshd.outbound import Outbound
 from crossedge.meshd.packet import PLAIN_IPV4, TCP
 from crossedge.meshd.parts import START
@@ -34,11 +35,11 @@ from crossedge.meshd.superframe import (
     OVERHEAD,
     PARTIAL_CHECKSUM,
 )
+from crossedge.meshd.train import Send
 from crossedge.meshd.virtio import GSO_NONE, SIZE
 from crossedge.wire.endpoint import DirectEndpoint, Endpoint
 
 LARGEST: Final = 65_536  # bytes of one datagram, and more than of one packet
-BASE: Final = SIZE - FRAME_SIZE  # where a frame is opened to, so that its packet has a virtio header's room
 LONG: Final = 9_216  # bytes; frames beyond that are bulk, and not looked at here
 LEAST: Final = OVERHEAD + FRAME_SIZE + 1
 _FLAGS: Final = (0, PARTIAL_CHECKSUM)
@@ -84,7 +85,6 @@ class Lone:
         "_indices",
         "_link_of",
         "_opened",
-        "_plain",
         "_report",
         "_sealed",
         "_source",
@@ -115,8 +115,7 @@ class Lone:
         self._report = report
         self._written = written
         self._sealed = memoryview(bytearray(LARGEST))
-        self._plain = bytearray(LARGEST)
-        self._opened = memoryview(self._plain)
+        self._opened = memoryview(bytearray(LARGEST))
         self._source: _Source | None = None
         self._arrival: _Arrival | None = None
 
@@ -165,8 +164,7 @@ class Lone:
         aead.encrypt_into(nonce, self._view[START:length], None, datagram[HEADER_SIZE:])
         for send in lane.sends:
             send(datagram)
-        if self._arrival is not None:
-            self._account()  # what this answers came before it
+        self._account()  # what this answers came before it
         sent = link.sent
         sent.datagrams += 1
         sent.size += size
@@ -176,8 +174,7 @@ class Lone:
 
     def _refuse(self) -> bool:
         """Whatever leaves now leaves after what arrived."""
-        if self._arrival is not None:
-            self._account()
+        self._account()
         return False
 
     def _lane(self, link: Link) -> Lane | None:
@@ -200,7 +197,7 @@ class Lone:
         if (
             known is None
             or buffer[:COUNTER_AT] != known.head
-            or source is not known.source
+            or source != known.source
             or known.endpoints is not known.link.endpoints
         ):
             known = self._find(buffer, length, source)
@@ -225,7 +222,7 @@ class Lone:
             )
         except InvalidTag:
             return False
-        flags, gso_type, gso_size, claimed = FRAME.unpack_from(self._plain, BASE)
+        flags, gso_type, gso_size, claimed = FRAME.unpack_from(opened, BASE)
         if gso_type != GSO_NONE:
             return False
         if claimed == size - FRAME_SIZE and not gso_size and flags in _FLAGS:
@@ -238,8 +235,7 @@ class Lone:
             if keypair is link.session.current:  # else the arrival may make it that, for the answer
                 self._written()
         finally:
-            if self._arrival is not None:
-                self._account()
+            self._account()
         return True
 
     def _find(self, buffer: bytearray, length: int, source: DirectEndpoint) -> _Source | None:
@@ -258,7 +254,7 @@ class Lone:
         return _Source(bytes(buffer[:COUNTER_AT]), link, keypair, source, link.endpoints, until)
 
     def _account(self) -> None:
-        """Tell of what arrived."""
+        """Tell of what arrived, if that was not done yet."""
         if self._arrival is None:
             return
         link, keypair, counter, size, now = self._arrival

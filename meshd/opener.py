@@ -134,7 +134,7 @@ class Opener:
             if not self._delivery.bulk(link, frame, gso_type, gso_size, partial):
                 self._delivery.frame(link, frame, gso_type, gso_size, partial)
         else:
-            self._frames(link, stop)
+            self.frames(link, self._view, stop)
         return True
 
     # --- Records of one datagram ---------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Opener:
             replay.commit_range(counter, count)
         keypair.tally.add(counter, count)
         if shape is None:
-            self._frames(link, end)
+            self.frames(link, self._view, end)
         else:
             self._deliver(link, shape, end, run[0][1], count, last)
         return count, (count - 1) * length_of(run[0]) + length_of(run[-1])
@@ -272,7 +272,7 @@ class Opener:
         stop = BASE + len(first.plaintext)
         self._view[BASE:stop] = first.plaintext
         if len(run) == 1 and not first.position and not self._is_piece(len(first.plaintext)):
-            self._frames(link, stop)
+            self.frames(link, self._view, stop)
             return
         try:
             shape = shape_of(self._view[BASE:stop])
@@ -339,7 +339,7 @@ class Opener:
                 keypair.chunk_replay.commit(counter)
                 keypair.tally.add(counter, count)
                 self._reassembly.discard((keypair.local_index, counter))
-                self._frames(link, stop)
+                self.frames(link, self._view, stop)
                 return after, (count, stop - BASE)
         opened = size = 0
         for datagram in (
@@ -406,14 +406,11 @@ class Opener:
                 self._dropped["frame-length"] += 1
             else:
                 self._view[BASE:stop] = plaintext
-                self._frames(link, stop)
+                self.frames(link, self._view, stop)
             return count, len(plaintext)
         return 0, 0
 
     # --- Frames -------------------------------------------------------------------------------------------
-
-    def _frames(self, link: Link, stop: int) -> None:
-        self.frames(link, self._view, stop)
 
     def frames(self, link: Link, opened: memoryview, stop: int) -> None:
         """Deliver the whole frames that lie in a buffer from BASE to `stop`; `Delivery.flush` follows.

@@ -117,11 +117,14 @@ class Outbound:
         self._unknown = unknown
         self._dropped = dropped
         self.flows: dict[tuple[Any, ...], OutFlow] = {}
+        """What is known of frames, by their keys; it stays the same dictionary."""
         policy.watch(self.flows.clear)
         self._too_big = TooBigAnswers(sink, dropped)
         self._unclaimed = Unclaimed()
         self._staging = staging = Staging(transmit, dropped)
-        self._frames, self._packets, self.stages = staging.frames, staging.packets, staging.stages
+        self._frames, self._packets = staging.frames, staging.packets
+        self.stages = staging.stages
+        """What has not left yet of this drain; it stays the same dictionary."""
         self._wants: set[Link] = set()
         self.buffer = bytearray(SIZE + LARGEST_FRAME + PADDING_MOST)
         """The TUN is read into this; `take` overwrites it."""

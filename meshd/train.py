@@ -25,6 +25,9 @@ Parts = list[memoryview]
 Transmit = Callable[[Endpoint, Parts, int], None]
 """Send parts as datagrams of so many bytes (the last may be shorter); the memory is reused afterwards."""
 
+Send = Callable[[memoryview], None]
+"""Send one datagram where it always goes; the memory is reused afterwards."""
+
 
 def whole_mtu(mtu: int) -> int:
     """Return the largest inner MTU up to `mtu`, in bytes, at which a stock peer's trains stay whole.

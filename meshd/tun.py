@@ -50,7 +50,8 @@ class TunShell:
         """Take a non-blocking descriptor; it stays the caller's to close, after `stop`.
 
         - `buffer`: where frames are read to; `outbound(length, now)` takes each, `flush(now)` ends a drain;
-        - `lone(length, now)` takes the first after a while without, if it can leave at once, without a drain;
+        - `lone(length, now)` takes the first after a while without, or of a look, if it can leave at once,
+          without a drain;
           `after()`: it did;
         - `lost(error)`: the device is gone, reading has stopped;
         - `vnet_header`: whether frames have a virtio header; where not, one is put on and taken off here;

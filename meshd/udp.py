@@ -71,7 +71,12 @@ class UdpShell:
         self._sender = UdpSender(
             self._sockets, self.dropped, too_big=too_big, blocked=blocked, further=self._further_entry
         )
-        self.transmit, self.send, self.way = self._sender.transmit, self._sender.send, self._sender.way
+        self.transmit = self._sender.transmit
+        """Send a train: `transmit(endpoint, parts, segment)`."""
+        self.send = self._sender.send
+        """Send one datagram of the control side: `send(datagram, endpoint, ttl)`."""
+        self.way = self._sender.way
+        """Return what sends one datagram there by the fewest steps: `way(endpoint)`."""
         self._receive = receive
         self.lone = lone
         """What was given as that; it may be set until `start`."""

@@ -17,8 +17,7 @@ from typing import Final
 
 from crossedge.host.gather import Gather, SocketName, argument
 from crossedge.host.udp import SEGMENT, SOL_UDP, UDP_SEGMENT, UdpSocket
-from crossedge.meshd.flow import Send
-from crossedge.meshd.train import Parts
+from crossedge.meshd.train import Parts, Send
 from crossedge.wire.endpoint import Endpoint, RelayEndpoint, SocketEndpoint, UdpEndpoint
 from crossedge.wire.relay import HEADER as RELAY_HEADER
 from crossedge.wire.relay import pack_header
